@@ -1,0 +1,1 @@
+"""From files and annotations to batches: builders, decoding, transforms, the grain pipeline."""

@@ -1,0 +1,1 @@
+"""TFDS builders: raw annotations and media files -> checked splits in ArrayRecord files."""

