@@ -1,0 +1,1 @@
+"""vlmae: masked, sparse and memory-lean video-language pre-training in JAX (SMAUG and MuLTI)."""

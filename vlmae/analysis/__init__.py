@@ -1,0 +1,1 @@
+"""Looking at runs: pictures of what the model sees and makes."""

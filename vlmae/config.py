@@ -1,0 +1,336 @@
+"""An experiment as data: frozen dataclasses, checked when made, written to and read from JSON.
+
+Field docstrings become the `--help` text. A ratio is always the fraction removed.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipelines.config import DataConfig, check
+from vlmae.files import write_whole
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which patches the video encoder does not see during training."""
+
+    scheme: Literal["random", "tube", "grid", "none"] = "random"
+    """random: per frame; tube: one mask per clip; grid: one visible patch per cell; none."""
+    ratio: float = 0.65
+    """Fraction of the patches removed; grid needs 1 - 1/s^2 (0.75, 0.8889, 0.9375, ...)."""
+
+    def __post_init__(self):
+        check(0 <= self.ratio < 1, f"mask.ratio must be in [0, 1), not {self.ratio}")
+        if self.scheme == "grid":
+            cell = round(1 / math.sqrt(1 - self.ratio))
+            check(
+                cell > 1 and abs(self.ratio - (1 - 1 / cell**2)) < 1e-3,
+                f"mask.ratio={self.ratio} does not fit the grid scheme: use 0.75, 0.8889 or 0.9375",
+            )
+
+
+@dataclass(frozen=True)
+class VideoEncoderConfig:
+    """A ViT applied to every frame alone; the default is B/16."""
+
+    width: int = 768
+    """Width of a token."""
+    depth: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Attention heads; must divide the width."""
+    mlp_dim: int = 3072
+    """Hidden width of the feed-forward network."""
+    patch_size: int = 16
+    """Side of a square patch in pixels."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed 2-D sine-cosine positions, or learned ones."""
+    mask: MaskConfig = MaskConfig()
+    """Visual masking, training only."""
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """The lower layers of a BERT-shaped encoder; width, heads and dropout hold for the fusion."""
+
+    vocab_size: int = 0
+    """WordPiece vocabulary; 0 takes the tokenizer's, and its special ids, at the start."""
+    cls_id: int = 101
+    """Word id of [CLS]."""
+    mask_id: int = 103
+    """Word id of [MASK]."""
+    max_len: int = 512
+    """Positions that the embedding table holds."""
+    width: int = 768
+    """Width of a token."""
+    depth: int = 9
+    """Transformer layers before the fusion."""
+    num_heads: int = 12
+    """Attention heads; must divide the width."""
+    mlp_dim: int = 3072
+    """Hidden width of the feed-forward network."""
+    dropout: float = 0.1
+    """Dropout after embeddings, attention and feed-forward, training only."""
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """BERT layers in which text queries attend to the video tokens."""
+
+    depth: int = 3
+    """Layers of self-attention, cross-attention and feed-forward."""
+
+
+@dataclass(frozen=True)
+class PixelDecoderConfig:
+    """The light transformer that reconstructs removed patches."""
+
+    width: int = 384
+    """Width of a token."""
+    depth: int = 4
+    """Transformer blocks."""
+    num_heads: int = 6
+    """Attention heads; must divide the width."""
+    normalize_target: bool = True
+    """Normalize the pixels of each target patch by its own mean and variance."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The composition; a part that no objective uses has no parameters."""
+
+    video: VideoEncoderConfig = VideoEncoderConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    fusion: FusionConfig = FusionConfig()
+    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
+    embed_dim: int = 256
+    """Width of the shared space in which videos and texts are compared."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of activations; parameters, losses and softmax are always float32."""
+    attention: Literal["xla", "cudnn"] = "xla"
+    """Attention kernel; cudnn is the fused one and needs a GPU and bfloat16."""
+    remat: bool = False
+    """Recompute the activations of every block in the backward pass, to save memory."""
+
+    def __post_init__(self):
+        for name in ("video", "text", "pixel_decoder"):
+            part = getattr(self, name)
+            check(
+                part.width % part.num_heads == 0,
+                f"model.{name}.num_heads={part.num_heads} does not divide "
+                f"model.{name}.width={part.width}",
+            )
+            check(part.depth >= 1, f"model.{name}.depth must be at least 1, not {part.depth}")
+        for name in ("video", "pixel_decoder"):
+            width = getattr(self, name).width
+            check(width % 4 == 0, f"model.{name}.width={width} must be a multiple of 4")
+        check(0 <= self.text.dropout < 1, f"model.text.dropout={self.text.dropout} not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """Weights of the training objectives; 0 switches one off."""
+
+    vtc: float = 1.0
+    """Video-text contrastive learning."""
+    vtm: float = 1.0
+    """Video-text matching with hard negatives."""
+    mlm: float = 1.0
+    """Masked language modeling on the fused text."""
+    mvm: float = 1.0
+    """Masked visual modeling: reconstruction of the removed patches."""
+    mlm_ratio: float = 0.5
+    """Fraction of the words that masked language modeling hides."""
+
+    def __post_init__(self):
+        weights = {name: getattr(self, name) for name in ("vtc", "vtm", "mlm", "mvm")}
+        for name, weight in weights.items():
+            check(weight >= 0, f"objectives.{name} must not be negative: {weight}")
+        check(any(weights.values()), "objectives: every weight is 0, so there is nothing to train")
+        check(0 < self.mlm_ratio <= 1, f"objectives.mlm_ratio={self.mlm_ratio} not in (0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and decay."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from zero."""
+    final_ratio: float = 0.01
+    """Learning rate at the last step, as a fraction of the peak."""
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.02
+    """Decoupled weight decay of matrices; biases, norms and single tokens never decay."""
+    clip_norm: float = 0.0
+    """Clip the gradient to this global norm; 0 does not clip."""
+    accumulate_steps: int = 1
+    """Parts into which a batch is split, one after the other, to save memory.
+
+    VTC and VTM then draw their negatives from one part, not from the whole batch."""
+
+    def __post_init__(self):
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optim.{name} must be in [0, 1), not {value}")
+        check(self.weight_decay >= 0, f"optim.weight_decay is negative: {self.weight_decay}")
+        check(self.learning_rate > 0, f"optim.learning_rate must be positive: {self.learning_rate}")
+        check(self.warmup_steps >= 0, f"optim.warmup_steps is negative: {self.warmup_steps}")
+        check(0 <= self.final_ratio <= 1, f"optim.final_ratio={self.final_ratio} not in [0, 1]")
+        check(self.accumulate_steps >= 1, "optim.accumulate_steps must be at least 1")
+        check(self.clip_norm >= 0, f"optim.clip_norm must not be negative: {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1 and takes the rest."""
+
+    data: int = -1
+    """Copies of the model, each with its part of the batch."""
+    fsdp: int = 1
+    """Parts into which parameters and optimizer state are cut; also splits the batch."""
+    tensor: int = 1
+    """Parts into which attention heads and feed-forward networks are cut."""
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(
+            all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
+            f"mesh sizes must be positive, at most one -1: data={self.data} fsdp={self.fsdp} "
+            f"tensor={self.tensor}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how long, and what happens how often."""
+
+    steps: int = 10_000
+    """Last training step."""
+    log_every_steps: int = 50
+    """Steps between two lines of metrics."""
+    eval_every_steps: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    save_every_steps: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    init_from: str = ""
+    """Work directory whose last checkpoint gives the initial parameters."""
+
+    def __post_init__(self):
+        for name in ("steps", "log_every_steps", "save_every_steps", "keep_checkpoints"):
+            value = getattr(self, name)
+            check(value >= 1, f"train.{name} must be at least 1, not {value}")
+        check(self.eval_every_steps >= 0, "train.eval_every_steps must not be negative")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Zero-shot retrieval on the evaluation split."""
+
+    rerank_top_k: int = 0
+    """Candidates of each query that the matching head scores again; 0 ranks by VTC alone."""
+
+    def __post_init__(self):
+        check(self.rerank_top_k >= 0, "evaluation.rerank_top_k must not be negative")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides what a run computes."""
+
+    name: str = "experiment"
+    """Name of the run; the default work directory is runs/NAME."""
+    seed: int = 0
+    """The one source of randomness: initialization, data order, masks, dropout."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        size, patch = self.data.image_size, self.model.video.patch_size
+        check(
+            size % patch == 0,
+            f"data.image_size={size} is not a multiple of model.video.patch_size={patch}",
+        )
+        check(
+            self.data.text_len <= self.model.text.max_len,
+            f"data.text_len={self.data.text_len} exceeds "
+            f"model.text.max_len={self.model.text.max_len}",
+        )
+        mask = self.model.video.mask
+        check(
+            not self.objectives.mvm or (mask.scheme != "none" and mask.ratio > 0),
+            "objectives.mvm reconstructs removed patches, but model.video.mask removes none",
+        )
+        check(
+            not self.evaluation.rerank_top_k or self.objectives.vtm > 0,
+            "evaluation.rerank_top_k needs the matching head: set objectives.vtm above 0",
+        )
+        check(
+            self.data.batch_size % self.optim.accumulate_steps == 0,
+            f"data.batch_size={self.data.batch_size} is not divisible by "
+            f"optim.accumulate_steps={self.optim.accumulate_steps}",
+        )
+        check(
+            self.optim.warmup_steps < self.train.steps,
+            f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of "
+            f"train.steps={self.train.steps}",
+        )
+
+
+def save_config(config: ExperimentConfig, path: Path) -> None:
+    """Writes the config as JSON."""
+    write_whole(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> ExperimentConfig:
+    """Reads a config written by `save_config`.
+
+    Raises:
+      ValueError: a field is unknown or its value is out of range; names file and field.
+    """
+    try:
+        return from_dict(ExperimentConfig, json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_dict(kind: Any, value: Any, name: str = "") -> Any:
+    """Builds a value of type `kind` (a config, a tuple of configs or a plain type) from JSON."""
+    if isinstance(kind, types.GenericAlias):  # tuple[SourceConfig, ...]
+        element = typing.get_args(kind)[0]
+        return tuple(from_dict(element, v, f"{name}.{i}") for i, v in enumerate(value))
+    if not dataclasses.is_dataclass(kind):
+        return value
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    check(not unknown, f"unknown field {', '.join(f'{name}.{key}'.strip('.') for key in unknown)}")
+    fields = {k: from_dict(hints[k], v, f"{name}.{k}".strip(".")) for k, v in value.items()}
+    return kind(**fields)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field names and their plain values: {"model.video.mask.ratio": 0.65, ...}."""
+    if dataclasses.is_dataclass(config):
+        items = [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
+    elif isinstance(config, tuple):
+        items = [(str(i), value) for i, value in enumerate(config)]
+    else:
+        return {prefix.rstrip("."): config}
+    return {k: v for name, value in items for k, v in flatten(value, f"{prefix}{name}.").items()}

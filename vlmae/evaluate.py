@@ -1,0 +1,117 @@
+"""Evaluation of a run: retrieval on a split, its table, and the reconstruction picture.
+
+python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from data_pipelines.pipeline import EvalData, eval_data
+from vlmae.analysis.reconstruction import reconstruct, save_reconstruction
+from vlmae.checkpoint import load_params
+from vlmae.config import ExperimentConfig, load_config
+from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
+from vlmae.models.video_language import build_model
+from vlmae.sharding import make_mesh
+
+PICTURED_CLIPS = 4
+
+
+def evaluate(
+    config: ExperimentConfig,
+    params: PyTree,
+    mesh: jax.sharding.Mesh,
+    data: EvalData,
+    out_dir: Path,
+) -> dict[str, float]:
+    """Evaluates what the objectives trained, and writes it to `out_dir`.
+
+    With VTC: `retrieval.json` and `retrieval.md`. With MVM: `reconstruction.png`.
+
+    Returns:
+      Metrics named `retrieval/t2v_r1`, ...; empty without VTC.
+    """
+    model = build_model(config)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if config.objectives.mvm:
+        picture_reconstruction(config, params, data, out_dir / "reconstruction.png")
+    if not config.objectives.vtc:
+        return {}
+    result = evaluate_retrieval(
+        model,
+        params,
+        data,
+        mesh,
+        batch_size=config.data.eval_batch_size,
+        rerank_top_k=config.evaluation.rerank_top_k,
+    ).metrics
+    (out_dir / "retrieval.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out_dir / "retrieval.md").write_text(format_table(result) + "\n")
+    return {f"retrieval/{name}": value for name, value in result.items()}
+
+
+def picture_reconstruction(
+    config: ExperimentConfig, params: PyTree, data: EvalData, path: Path
+) -> None:
+    """Draws the first clips of the evaluation data, masked and painted."""
+    batches = data.batches()
+    batch = next(batches)
+    batches.close()
+    batch = jax.tree.map(lambda x: x[:PICTURED_CLIPS], batch)
+    batch = jax.tree.map(lambda x: x[batch.valid], batch)
+    captions = [data.texts.captions[_first(data.texts.media_ids, i)] for i in batch.media_ids]
+    result = reconstruct(build_model(config), jax.device_get(params), batch, config.seed)
+    save_reconstruction(result, captions, path)
+
+
+def _first(values: np.ndarray, wanted: int) -> int:
+    return int(np.argmax(values == wanted))
+
+
+def evaluate_workdir(
+    workdir: Path, split: str | None = None, rerank_top_k: int | None = None
+) -> dict[str, float]:
+    """Evaluates the newest checkpoint of a work directory, with the config found there.
+
+    Args:
+      workdir: a run.
+      split: another split of the evaluation data set; default the config's.
+      rerank_top_k: candidates to score again with VTM; default the config's.
+
+    Raises:
+      FileNotFoundError: no config, no checkpoint, or no data.
+    """
+    config = load_config(workdir / "config.json")
+    params, step = load_params(workdir)
+    source = dataclasses.replace(config.data.eval, split=split or config.data.eval.split)
+    data_config = dataclasses.replace(
+        config.data, eval=source, tokenizer=str(workdir / "tokenizer")
+    )
+    top_k = config.evaluation.rerank_top_k if rerank_top_k is None else rerank_top_k
+    config = dataclasses.replace(
+        config,
+        data=data_config,
+        evaluation=dataclasses.replace(config.evaluation, rerank_top_k=top_k),
+    )
+    mesh = make_mesh(config.mesh)
+    out_dir = workdir / f"evaluation_{source.split}"
+    with jax.set_mesh(mesh):
+        result = evaluate(config, params, mesh, eval_data(config.data), out_dir)
+    print(f"step {step}, split {source.split}\n{(out_dir / 'retrieval.md').read_text()}")
+    return result
+
+
+def main() -> None:
+    """The command line."""
+    import tyro
+
+    tyro.cli(evaluate_workdir)
+
+
+if __name__ == "__main__":
+    main()

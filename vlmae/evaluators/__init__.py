@@ -1,0 +1,1 @@
+"""Evaluators: device code that scores, and `metrics`, pure NumPy, that counts."""

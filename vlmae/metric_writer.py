@@ -1,0 +1,91 @@
+"""Where metrics go: a JSON-lines file, TensorBoard, and one line on the terminal."""
+
+import json
+import sys
+from pathlib import Path
+
+from vlmae.files import write_whole
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files in a work directory.
+
+    Lines of steps after `start_step`, left by a run that was killed after its last checkpoint,
+    are removed first, and a line that is kept is not written again: a continued run leaves the
+    file of an unbroken one.
+    """
+
+    def __init__(self, workdir: Path, start_step: int):
+        from tensorboardX import SummaryWriter  # imports torch where it is installed: lazily
+
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.kept = set(drop_later_lines(self.path, start_step))
+        self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Records the metrics of a step."""
+        line = json.dumps({"step": step, **metrics}) + "\n"
+        if line in self.kept:  # the final evaluation of a finished run, done again
+            return
+        with self.path.open("a") as file:
+            file.write(line)
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the event files."""
+        self.board.close()
+
+
+def drop_later_lines(path: Path, last_step: int) -> list[str]:
+    """Keeps, and returns, the lines of steps up to `last_step`; one cut short by a kill goes too."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("}\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+    write_whole(path, "".join(kept))
+    return kept
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere one line a report, which keeps log files readable."""
+
+    def __init__(self, start_step: int, steps: int):
+        from tqdm import tqdm
+
+        self.steps = steps
+        self.bar = tqdm(
+            total=steps, initial=start_step, unit="step", dynamic_ncols=True, disable=None
+        )
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows loss, speed and time left."""
+        left = int((self.steps - step) * metrics["speed/secs_per_step"])
+        text = (
+            f"loss {metrics['loss/total']:.3f}  {metrics['speed/clips_per_sec']:.1f} clips/s  "
+            f"data wait {metrics['speed/data_wait_share']:.0%}"
+        )
+        if self.bar.disable:
+            print(
+                f"step {step}/{self.steps}  {text}  {left // 60}:{left % 60:02d} left", flush=True
+            )
+        else:
+            self.bar.set_postfix_str(text)
+
+    def print(self, text: str) -> None:
+        """Prints above the bar."""
+        self.bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()

@@ -1,0 +1,1 @@
+"""The parts of the network; `video_language.VideoLanguageModel` composes them."""

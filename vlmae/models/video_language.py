@@ -1,0 +1,111 @@
+"""The one composition: video encoder, text encoder, fusion, heads. Objectives call its methods."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vlmae.config import ExperimentConfig, ModelConfig
+from vlmae.masking import PatchMask
+from vlmae.models.embeddings import normalize_pixels, patchify
+from vlmae.models.fusion import CrossAttentionFusion
+from vlmae.models.heads import Projection, WordTransform
+from vlmae.models.layers import BERT_INIT
+from vlmae.models.pixel_decoder import PixelDecoder
+from vlmae.models.text_encoder import TextEncoder, TextFeatures
+from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
+
+INITIAL_TEMPERATURE = 0.07
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class VideoLanguageModel(nn.Module):
+    """SMAUG's model. A method that is never called leaves no parameters behind.
+
+    Attributes:
+      config: sizes of all parts.
+      image_size: height and width of the frames in pixels.
+      deterministic: no dropout (evaluation).
+    """
+
+    config: ModelConfig
+    image_size: int
+    deterministic: bool = True
+
+    def setup(self):
+        config = self.config
+        compute = {"remat": config.remat, "dtype": config.dtype, "attention": config.attention}
+        text_mode = {"deterministic": self.deterministic, **compute}
+        self.video_encoder = VideoEncoder(config.video, self.grid, **compute)
+        self.text_encoder = TextEncoder(config.text, **text_mode)
+        self.fusion = CrossAttentionFusion(config.fusion, config.text, **text_mode)
+        self.pixel_decoder = PixelDecoder(
+            config.pixel_decoder, self.grid, 3 * config.video.patch_size**2, **compute
+        )
+        self.video_projection = Projection(config.embed_dim)
+        self.text_projection = Projection(config.embed_dim)
+        self.match_head = nn.Dense(2, kernel_init=BERT_INIT)
+        self.word_transform = WordTransform(config.dtype)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of a frame."""
+        side = self.image_size // self.config.video.patch_size
+        return side, side
+
+    def patches(self, video: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t n p"]:
+        """The normalized pixels of every patch: the encoder's input and the decoder's target.
+
+        Raises:
+          ValueError: the frames are not of `image_size`.
+        """
+        if video.shape[2:4] != (self.image_size, self.image_size):
+            raise ValueError(f"frames of {video.shape[2:4]}, but image_size is {self.image_size}")
+        return patchify(normalize_pixels(video), self.config.video.patch_size)
+
+    def encode_video(
+        self, video: UInt8[Array, "b t h w 3"], mask: PatchMask | None = None
+    ) -> VideoFeatures:
+        """Encodes the patches that the mask keeps, or all of them."""
+        return self.video_encoder(self.patches(video), mask)
+
+    def encode_text(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> TextFeatures:
+        """Encodes word ids; the mask is True on real tokens."""
+        return self.text_encoder(ids, mask)
+
+    def embed_video(self, video: VideoFeatures) -> Float[Array, "b t e"]:
+        """Unit vectors of the frames; a clip's similarity is the mean over its frames."""
+        return self.video_projection(video.frame_cls)
+
+    def embed_text(self, text: TextFeatures) -> Float[Array, "b e"]:
+        """Unit vectors of the texts."""
+        return self.text_projection(text.cls)
+
+    @nn.compact
+    def temperature(self) -> Float[Array, ""]:
+        """The learned temperature of the contrastive similarities, clamped."""
+        value = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
+        return jnp.clip(value, *TEMPERATURE_RANGE)
+
+    def fuse(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
+        """Text tokens that have read the video; row i of one is paired with row i of the other."""
+        return self.fusion(text, video)
+
+    def match(self, fused: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
+        """Logits of (does not match, matches) from the fused [CLS], float32."""
+        return self.match_head(fused[:, 0].astype(jnp.float32))
+
+    @nn.compact
+    def predict_words(self, fused: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """Logits of every word at every place, float32; the output table is tied to the input."""
+        bias = self.param("word_bias", nn.initializers.zeros, (self.config.text.vocab_size,))
+        scores = self.text_encoder.word_scores(self.word_transform(fused))
+        return scores.astype(jnp.float32) + bias
+
+    def decode_pixels(self, video: VideoFeatures) -> Float[Array, "b t n p"]:
+        """Predicted pixels of every patch, in the space of the reconstruction target."""
+        return self.pixel_decoder(video)
+
+
+def build_model(config: ExperimentConfig, *, deterministic: bool = True) -> VideoLanguageModel:
+    """The model of an experiment."""
+    return VideoLanguageModel(config.model, config.data.image_size, deterministic)

@@ -1,0 +1,110 @@
+"""The mesh and every sharding. The only file that names a mesh axis."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from vlmae.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Parameter paths whose given dimension is cut along the tensor axis: attention heads lie side by
+# side in the projections' output, the feed-forward network is cut in its hidden width.
+TENSOR_RULES = (
+    (r"(query|key|value)/kernel$", 1),
+    (r"(query|key|value)/bias$", 0),
+    (r"attention/out/kernel$", 0),
+    (r"mlp/up/kernel$", 1),
+    (r"mlp/up/bias$", 0),
+    (r"mlp/down/kernel$", 0),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """A mesh of the configured sizes over the given devices (default: all).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        wanted = " x ".join(f"{a}={getattr(config, a)}" for a in AXES)
+        raise ValueError(f"mesh {wanted} does not fit {len(devices)} device(s)")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
+    """Raises ValueError, naming the config field, if the mesh does not divide the batch."""
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if batch_size % parts:
+        raise ValueError(
+            f"{name}={batch_size} is not divisible by the mesh: "
+            f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} = {parts}"
+        )
+
+
+def check_heads(num_heads: int, mesh: Mesh, name: str) -> None:
+    """Raises ValueError, naming the config field, if the tensor axis does not divide the heads."""
+    if num_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"{name}={num_heads} is not divisible by mesh.tensor={mesh.shape['tensor']}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds a whole copy."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading dimension is cut along the data and fsdp axes."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Makes global arrays from this process's rows of a batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+    """A sharding for every array of a training state, by the rules on parameter names.
+
+    Adam's moments sit in trees whose paths end like the parameters', so the rules fit them too.
+    """
+
+    def sharding(path: tuple, x: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition(path_name(path), x.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as text: "params/video_encoder/block_0/mlp/up/kernel"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def partition(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
+    """The partition of one parameter: the tensor rule first, then fsdp on the largest dimension.
+
+    A dimension that an axis does not divide stays whole.
+    """
+    spec: list[str | None] = [None] * len(shape)
+    for pattern, dim in TENSOR_RULES:
+        if sizes["tensor"] > 1 and re.search(pattern, name) and len(shape) > dim:
+            if shape[dim] % sizes["tensor"] == 0:
+                spec[dim] = "tensor"
+            break
+    free = [d for d in range(len(shape)) if spec[d] is None and shape[d] % sizes["fsdp"] == 0]
+    if sizes["fsdp"] > 1 and free:
+        spec[max(free, key=lambda d: shape[d])] = "fsdp"
+    return P(*spec)

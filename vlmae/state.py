@@ -1,0 +1,79 @@
+"""The training state: made from a seed, or filled from another run's parameters."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from flax import struct
+from jaxtyping import Array, Int, PyTree
+
+from data_pipelines.records import Batch
+from vlmae.config import ObjectivesConfig
+from vlmae.models.video_language import VideoLanguageModel
+from vlmae.objectives import compute_losses
+from vlmae.sharding import path_name
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a step changes, and all that a checkpoint holds."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+def init_state(
+    seed: Int[Array, ""],
+    batch: Batch,
+    *,
+    model: VideoLanguageModel,
+    tx: optax.GradientTransformation,
+    objectives: ObjectivesConfig,
+) -> TrainState:
+    """A new state; exactly the parts that the objectives use get parameters. Jit it."""
+    key = jax.random.key(seed)
+
+    def run_objectives(model: VideoLanguageModel, batch: Batch) -> dict:
+        return compute_losses(model, batch, key, objectives).metrics
+
+    params = model.init({"params": key, "dropout": key}, batch, method=run_objectives)["params"]
+    return TrainState(jax.numpy.zeros((), "int32"), params, tx.init(params))
+
+
+class LoadReport(NamedTuple):
+    """What `merge_params` did, parameter by parameter."""
+
+    loaded: list[str]
+    missing: list[str]  # in the model, not in the source: keep their initial values
+    unused: list[str]  # in the source, not in the model
+    mismatched: list[str]  # in both, with both shapes
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} parameters"]
+        for name in ("missing", "unused", "mismatched"):
+            lines += [f"  {name}: {entry}" for entry in getattr(self, name)]
+        return "\n".join(lines)
+
+
+def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:
+    """Replaces the parameters that `source` has under the same path with the same shape."""
+    flat = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    given = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
+    common = [name for name in flat if name in given]
+    loaded = [name for name in common if flat[name].shape == given[name].shape]
+    report = LoadReport(
+        loaded=loaded,
+        missing=[name for name in flat if name not in given],
+        unused=[name for name in given if name not in flat],
+        mismatched=[
+            f"{name}: {given[name].shape} in the source, {flat[name].shape} in the model"
+            for name in common
+            if name not in loaded
+        ],
+    )
+
+    def choose(path: tuple, x: Array) -> Array:
+        name = path_name(path)
+        return jax.device_put(given[name], x.sharding) if name in loaded else x
+
+    return jax.tree_util.tree_map_with_path(choose, params), report

@@ -1,0 +1,309 @@
+"""The training step, pure, and the loop around it, visible from start to end."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jaxtyping import Array, Int, Key, PyTree
+
+from data_pipelines.records import Batch
+from vlmae.checkpoint import Checkpoints, load_params
+from vlmae.config import ExperimentConfig, ObjectivesConfig
+from vlmae.metric_writer import MetricWriter, Progress
+from vlmae.models.video_language import VideoLanguageModel, build_model
+from vlmae.objectives import compute_losses
+from vlmae.optim import make_optimizer, make_schedule
+from vlmae.sharding import (
+    batch_sharding,
+    check_batch_size,
+    check_heads,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_shardings,
+)
+from vlmae.speed import CompiledStep, Meter
+from vlmae.state import TrainState, init_state, merge_params
+from vlmae.workdir import check_workdir, claim_workdir
+
+Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
+BAD_CLIPS_JUDGED_AFTER = 1000  # clips seen before the share of bad ones may stop a run
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss or the gradient is NaN or infinite."""
+
+
+class TooManyBadClips(RuntimeError):
+    """More clips than the config allows could not be decoded."""
+
+
+def loss_gradients(
+    params: PyTree,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    model: VideoLanguageModel,
+    objectives: ObjectivesConfig,
+) -> tuple[PyTree, dict]:
+    """Gradients of the weighted losses, and the metrics."""
+    objective_key, dropout_key = jax.random.split(key)
+
+    def loss_fn(params: PyTree) -> tuple[Array, dict]:
+        return model.apply(
+            {"params": params},
+            batch,
+            objective_key,
+            objectives,
+            method=compute_losses,
+            rngs={"dropout": dropout_key},
+        )
+
+    return jax.grad(loss_fn, has_aux=True)(params)
+
+
+def accumulated(gradients: Gradients, parts: int) -> Gradients:
+    """Wraps gradients: the batch in `parts`, one after the other, with the means of the results.
+
+    Row r goes to part r mod `parts`, so that every device keeps its own rows.
+    """
+    if parts == 1:
+        return gradients
+
+    def mean_gradients(params: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[PyTree, dict]:
+        split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), batch)
+        keys = jax.random.split(key, parts)
+        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], split), key)
+
+        def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, gradients(params, *part)), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (split, keys))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return mean_gradients
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    seed: int,
+    gradients: Gradients,
+    tx: optax.GradientTransformation,
+) -> tuple[TrainState, dict]:
+    """One update. All randomness is a function of the seed and the step."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    grads, metrics = gradients(state.params, batch, key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The norm of the new parameters is checked before they are saved: a finite loss does not mean
+    # that its own update is finite.
+    norms = {
+        "optim/grad_norm": optax.global_norm(grads),
+        "optim/param_norm": optax.global_norm(params),
+    }
+    metrics = {**metrics, **norms}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) -> Callable:
+    """`train_step` of an experiment, jitted: sharded in and out, with the old state donated."""
+    model = build_model(config, deterministic=False)
+    gradients = functools.partial(loss_gradients, model=model, objectives=config.objectives)
+    step = functools.partial(
+        train_step,
+        seed=config.seed,
+        gradients=accumulated(gradients, config.optim.accumulate_steps),
+        tx=make_optimizer(config.optim, config.train.steps),
+    )
+    shardings = state_shardings(state, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
+    """A function from a seed to a new training state; nothing is computed before it is called."""
+    frames, size, length = (
+        config.data.train[0].num_frames,
+        config.data.image_size,
+        config.data.text_len,
+    )
+    batch = Batch(
+        video=jnp.zeros((2, frames, size, size, 3), "uint8"),
+        text_ids=jnp.zeros((2, length), "int32"),
+        text_mask=jnp.ones((2, length), bool),
+        media_ids=jnp.arange(2, dtype="int32"),
+        valid=jnp.ones(2, bool),
+    )
+    return functools.partial(
+        init_state,
+        batch=batch,
+        model=build_model(config),
+        tx=make_optimizer(config.optim, config.train.steps),
+        objectives=config.objectives,
+    )
+
+
+def start_state(
+    config: ExperimentConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, notify: Callable
+) -> TrainState:
+    """The run's own last checkpoint, or `train.init_from`, or a new state from the seed.
+
+    Raises:
+      ValueError: the checkpoint has other shapes, or lies beyond the last step.
+    """
+    init = make_init(config)
+    abstract = jax.eval_shape(init, 0)
+    shardings = state_shardings(abstract, mesh)
+    step = checkpoints.latest_step()
+    if step is not None:
+        if step > config.train.steps:
+            raise ValueError(
+                f"the checkpoint is at step {step}, beyond train.steps={config.train.steps}"
+            )
+        notify(f"continuing from step {step}")
+        place = functools.partial(jax.tree.map, _with_sharding)
+        return checkpoints.restore(step, place(abstract, shardings))
+    state = jax.jit(init, out_shardings=shardings)(config.seed)
+    if config.train.init_from:
+        source, source_step = load_params(Path(config.train.init_from).expanduser())
+        params, report = merge_params(state.params, source)
+        notify(f"from step {source_step} of {config.train.init_from}: {report}")
+        state = state.replace(params=params)
+    return state
+
+
+def _with_sharding(x: jax.ShapeDtypeStruct, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def check_metrics(step: int, metrics: dict[str, float]) -> None:
+    """Raises NonFiniteLoss with the step and the names of what is not finite."""
+    bad = [
+        f"{name}={value}"
+        for name, value in metrics.items()
+        if name.startswith(("loss/", "optim/")) and not math.isfinite(value)
+    ]
+    if bad:
+        raise NonFiniteLoss(f"step {step}: not finite: {', '.join(bad)}")
+
+
+def check_bad_clips(bad: float, seen: int, total: int, max_ratio: float) -> None:
+    """Raises TooManyBadClips once enough of all `total` clips were seen to judge their share."""
+    if seen >= min(BAD_CLIPS_JUDGED_AFTER, total) and bad > max_ratio * seen:
+        raise TooManyBadClips(
+            f"{bad:.0f} of {seen} clips could not be decoded, more than "
+            f"data.max_bad_ratio={max_ratio} allows (each is named above)"
+        )
+
+
+def train(
+    config: ExperimentConfig,
+    workdir: Path,
+    make_batches: Callable[[int], Iterator[Batch]],
+    evaluate: Callable[[int, PyTree, jax.sharding.Mesh], dict[str, float]],
+) -> dict[str, float]:
+    """Trains to `train.steps`, going on from the work directory's last checkpoint.
+
+    Args:
+      config: the resolved experiment.
+      workdir: where config, metrics and checkpoints are written.
+      make_batches: start step -> this process's rows of the batches from that step on.
+      evaluate: (step, parameters, mesh) -> metrics.
+
+    Returns:
+      The metrics of the final evaluation.
+
+    Raises:
+      ValueError: see `check_workdir`, `start_state` and the checks of the mesh.
+      NonFiniteLoss, TooManyBadClips: the run stopped; the last good checkpoint is intact.
+    """
+    mesh = make_checked_mesh(config)
+    check_workdir(config, workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
+        state = start_state(config, mesh, checkpoints, print)
+        claim_workdir(config, workdir)
+        start, last = int(state.step), config.train.steps
+        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
+        progress = stack.enter_context(contextlib.closing(Progress(start, last)))
+        batches = stack.enter_context(contextlib.closing(make_batches(start)))
+        run_step = CompiledStep(make_step(config, mesh, state), notify=progress.print)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        schedule = make_schedule(config.optim, last)
+        meter, bad_clips, pending = Meter(), 0.0, {}
+
+        for step in range(start + 1, last + 1):
+            with meter.waiting():
+                batch = put_batch(next(batches), mesh)
+            with meter.paused():
+                run_step.compile(state, batch)
+            state, metrics = run_step(state, batch)
+            if on_cpu:  # simulated devices may deadlock when several steps are under way
+                jax.block_until_ready(metrics)
+
+            due = {
+                "log": step % config.train.log_every_steps == 0 or step == last,
+                "save": step % config.train.save_every_steps == 0 or step == last,
+                "evaluate": is_due(step, config.train.eval_every_steps) and step != last,
+            }
+            # Metrics are read one step late, so that the device never waits for the host;
+            # nothing is saved before its own step is known to be finite.
+            pending[step] = metrics
+            for settled in sorted(pending) if any(due.values()) else sorted(pending)[:-1]:
+                values = jax.tree.map(float, jax.device_get(pending.pop(settled)))
+                check_metrics(settled, values)
+                bad_clips += values["data/bad_clips"]
+                meter.add(values, clips=config.data.batch_size)
+            seen = (step - start) * config.data.batch_size
+            total = last * config.data.batch_size
+            check_bad_clips(bad_clips, seen, total, config.data.max_bad_ratio)
+
+            if due["log"]:
+                report = meter.report() | {"optim/learning_rate": float(schedule(step - 1))}
+                writer.write(step, report)
+                progress.report(step, report)
+            if due["evaluate"]:
+                with meter.paused():
+                    writer.write(step, evaluate(step, state.params, mesh))
+            if due["save"]:  # last: what a continued run does not do again is on record
+                checkpoints.save(step, state)
+            progress.advance()
+
+        result = evaluate(last, state.params, mesh)
+        writer.write(last, result)
+    return result
+
+
+def is_due(step: int, every_steps: int) -> bool:
+    """True at multiples of `every_steps`; never if it is 0."""
+    return every_steps > 0 and step % every_steps == 0
+
+
+def make_checked_mesh(config: ExperimentConfig) -> jax.sharding.Mesh:
+    """The configured mesh, after checking that it divides batches and attention heads.
+
+    Raises:
+      ValueError: names the config field and the mesh axes.
+    """
+    mesh, data = make_mesh(config.mesh), config.data
+    parts = config.optim.accumulate_steps
+    name = "data.batch_size" + (f" / optim.accumulate_steps={parts}" if parts > 1 else "")
+    check_batch_size(data.batch_size // parts, mesh, name)
+    check_batch_size(data.eval_batch_size, mesh, "data.eval_batch_size")
+    for part in ("video", "text"):
+        check_heads(getattr(config.model, part).num_heads, mesh, f"model.{part}.num_heads")
+    return mesh

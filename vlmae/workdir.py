@@ -1,0 +1,99 @@
+"""What a work directory says about its run: the config, the environment, and whose it is."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+
+from vlmae.config import ExperimentConfig, flatten, load_config, save_config
+from vlmae.files import write_whole
+
+# Fields that may differ when a run is continued: they change neither parameters nor batches,
+# except train.steps, which lengthens or shortens the schedule of the steps still to come.
+RESUME_MAY_CHANGE = (
+    "name",
+    "mesh.",
+    "evaluation.",
+    "data.data_dir",
+    "data.tokenizer",
+    "data.num_workers",
+    "data.eval",
+    "data.max_bad_ratio",
+    "model.remat",
+    "train.steps",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "vlmae")
+
+
+def check_workdir(config: ExperimentConfig, workdir: Path) -> None:
+    """Refuses the directory of another config.
+
+    Raises:
+      ValueError: the directory's config differs in a field that a continued run must keep; names
+        each such field with both values.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        differences = config_differences(load_config(path), config)
+        if differences:
+            raise ValueError(
+                f"{workdir} belongs to another config (choose another --workdir):\n  "
+                + "\n  ".join(differences)
+            )
+
+
+def claim_workdir(config: ExperimentConfig, workdir: Path) -> None:
+    """Writes the config and the environment; from then on the directory belongs to this config."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir / "config.json")
+    write_whole(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def config_differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """One line for each field that differs and must not, when a run is continued."""
+    left, right = flatten(old), flatten(new)
+    return [
+        f"{name}: {left.get(name)!r} there, {right.get(name)!r} here"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name) and not name.startswith(RESUME_MAY_CHANGE)
+    ]
+
+
+def environment() -> dict:
+    """Versions, git revision and devices, for the record."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_revision": git_revision(),
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def git_revision() -> str:
+    """Commit of the source tree, with "+changes" if it was edited; "" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
