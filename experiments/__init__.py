@@ -1,0 +1,1 @@
+"""One plain Python file an experiment; each is runnable."""

@@ -1,0 +1,60 @@
+"""SMAUG's pre-training, stage 1: one frame of each clip, and images; ViT-B/16 and BERT-base.
+
+    python experiments/smaug_pretrain.py
+
+Data: WebVid-2M and CC3M, prepared as `webvid` and `cc3m` from one's own copy:
+
+    python -m data_pipelines.prepare manifest --name webvid --split train=... --split val=...
+    python -m data_pipelines.prepare manifest --name cc3m --split train=...
+
+The recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
+alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, batch size
+and decoder are ours. Stage 2 is `smaug_pretrain_stage2.py`.
+
+Result: not yet run.
+"""
+
+from data_pipelines.config import DataConfig, SourceConfig
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
+
+WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
+BATCH_SIZE, EPOCHS = 512, 10
+EPOCH_STEPS = (WEBVID_CLIPS + CC3M_IMAGES) // BATCH_SIZE
+
+
+def get_config() -> ExperimentConfig:
+    """B/16 in bfloat16, 65 % of the patches and half of the words masked."""
+    return ExperimentConfig(
+        name="smaug_pretrain",
+        data=DataConfig(
+            train=(
+                SourceConfig("webvid", "train", num_frames=1, weight=WEBVID_CLIPS),
+                SourceConfig("cc3m", "train", num_frames=1, weight=CC3M_IMAGES),
+            ),
+            eval=SourceConfig("webvid", "val", num_frames=4),
+            batch_size=BATCH_SIZE,
+            eval_batch_size=64,
+            image_size=224,
+            text_len=32,
+            flip=True,
+            num_workers=16,
+        ),
+        model=ModelConfig(),  # the defaults are B/16, BERT-base split 9 + 3, decoder 4 x 384
+        optim=OptimConfig(
+            learning_rate=1e-4,
+            warmup_steps=EPOCH_STEPS,
+            final_ratio=0.01,
+            weight_decay=0.02,
+        ),
+        train=TrainConfig(
+            steps=EPOCHS * EPOCH_STEPS,
+            log_every_steps=50,
+            eval_every_steps=EPOCH_STEPS,
+            save_every_steps=2000,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main(get_config)

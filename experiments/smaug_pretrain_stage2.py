@@ -1,0 +1,40 @@
+"""SMAUG's pre-training, stage 2: four frames of each clip, going on from stage 1.
+
+    python experiments/smaug_pretrain_stage2.py --train.init-from runs/smaug_pretrain
+
+WebVid-2M only, AdamW at 5e-5, 5 epochs (as in the system SMAUG builds on, Singularity).
+
+Result: not yet run.
+"""
+
+import dataclasses
+
+from data_pipelines.config import SourceConfig
+from experiments import smaug_pretrain
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig
+
+BATCH_SIZE, EPOCHS = 128, 5
+EPOCH_STEPS = smaug_pretrain.WEBVID_CLIPS // BATCH_SIZE
+
+
+def get_config() -> ExperimentConfig:
+    """Stage 1 with other data, a smaller batch and half the learning rate."""
+    stage1 = smaug_pretrain.get_config()
+    clips = SourceConfig("webvid", "train", num_frames=4)
+    return dataclasses.replace(
+        stage1,
+        name="smaug_pretrain_stage2",
+        data=dataclasses.replace(stage1.data, train=(clips,), batch_size=BATCH_SIZE),
+        optim=dataclasses.replace(stage1.optim, learning_rate=5e-5, warmup_steps=EPOCH_STEPS),
+        train=dataclasses.replace(
+            stage1.train,
+            steps=EPOCHS * EPOCH_STEPS,
+            eval_every_steps=EPOCH_STEPS,
+            init_from="runs/smaug_pretrain",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main(get_config)
