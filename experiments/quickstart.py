@@ -9,10 +9,8 @@ color, shape, size and motion by text. Nothing is downloaded.
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
 from vlmae.config import (
-    EvaluationConfig,
     ExperimentConfig,
     FusionConfig,
-    MaskConfig,
     ModelConfig,
     OptimConfig,
     PixelDecoderConfig,
@@ -31,27 +29,26 @@ def get_config() -> ExperimentConfig:
             eval=SourceConfig("shapes", "test", num_frames=4),
             batch_size=64,
             eval_batch_size=32,
-            image_size=64,
+            image_size=48,
             text_len=16,
             min_crop_scale=1.0,  # captions name position and size: no crop,
             flip=False,  # and no mirror image
             num_workers=1,
         ),
         model=ModelConfig(
-            video=VideoEncoderConfig(
-                width=128, depth=4, num_heads=4, mlp_dim=512, patch_size=8, mask=MaskConfig()
-            ),
+            video=VideoEncoderConfig(width=96, depth=3, num_heads=3, mlp_dim=384, patch_size=8),
             text=TextEncoderConfig(
-                width=128, depth=2, num_heads=4, mlp_dim=512, max_len=32, dropout=0.0
+                width=96, depth=2, num_heads=3, mlp_dim=384, max_len=32, dropout=0.0
             ),
             fusion=FusionConfig(depth=1),
-            pixel_decoder=PixelDecoderConfig(width=64, depth=1, num_heads=2),
+            pixel_decoder=PixelDecoderConfig(
+                width=64, depth=1, num_heads=2, normalize_target=False
+            ),
             embed_dim=64,
             dtype="float32",
         ),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.02, clip_norm=1.0),
-        train=TrainConfig(steps=600, log_every_steps=20, save_every_steps=200),
-        evaluation=EvaluationConfig(),
+        train=TrainConfig(steps=500, log_every_steps=20, save_every_steps=200),
     )
 
 

@@ -26,30 +26,30 @@ from vlmae.config import (
 
 
 def get_config() -> ExperimentConfig:
-    """Protocol B; clips and stills alternate, three batches of stills for one of clips."""
+    """Protocol B; clips and stills alternate, four batches of stills for one of clips."""
     return ExperimentConfig(
         name="emojivid_b",
         data=DataConfig(
             train=(
                 SourceConfig("emojivid", "train", num_frames=4, weight=1.0),
-                SourceConfig("emojivid", "stills_b", num_frames=1, weight=3.0),
+                SourceConfig("emojivid", "stills_b", num_frames=1, weight=4.0),
             ),
             eval=SourceConfig("emojivid", "test", num_frames=4),
             batch_size=128,
             eval_batch_size=32,
             image_size=64,
-            text_len=24,
+            text_len=16,
             min_crop_scale=0.6,
             flip=False,  # some captions name left and right
             num_workers=1,
         ),
         model=ModelConfig(
-            video=VideoEncoderConfig(width=192, depth=4, num_heads=6, mlp_dim=768, patch_size=8),
+            video=VideoEncoderConfig(width=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8),
             text=TextEncoderConfig(
-                width=192, depth=2, num_heads=6, mlp_dim=768, max_len=32, dropout=0.1
+                width=96, depth=2, num_heads=3, mlp_dim=384, max_len=32, dropout=0.1
             ),
             fusion=FusionConfig(depth=1),
-            pixel_decoder=PixelDecoderConfig(width=96, depth=1, num_heads=3),
+            pixel_decoder=PixelDecoderConfig(width=64, depth=1, num_heads=2),
             embed_dim=128,
             dtype="float32",
         ),

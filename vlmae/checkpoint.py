@@ -21,7 +21,9 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.WARNING)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self.manager = ocp.CheckpointManager(
-            (Path(workdir) / "checkpoints").resolve(), options=options, item_names=("state",)
+            (Path(workdir) / "checkpoints").resolve(),
+            options=options,
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
         )
 
     def latest_step(self) -> int | None:
@@ -71,9 +73,7 @@ class Checkpoints:
         self.manager.close()
 
     def _metadata(self, step: int) -> PyTree:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            path = self.manager.directory / str(step) / "state"
-            return checkpointer.metadata(path).item_metadata.tree
+        return self.manager.item_metadata(step)["state"].tree
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(self._metadata(step))

@@ -4,14 +4,17 @@ import dataclasses
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import tyro
 from jaxtyping import PyTree
 
-from data_pipelines.pipeline import eval_data, tokenizer_for, train_batches
+from data_pipelines.pipeline import eval_data, train_batches
 from data_pipelines.prepare import prepare
+from data_pipelines.stored import open_source, tokenizer_for
 from data_pipelines.tokenize import Tokenizer
 from vlmae.config import ExperimentConfig
 from vlmae.evaluate import evaluate
@@ -23,36 +26,37 @@ GENERATED = ("shapes",)  # data sets that need no input, so they are made on fir
 USER_ERRORS = (ValueError, FileNotFoundError, NonFiniteLoss, TooManyBadClips)
 
 
+@dataclass(frozen=True)
+class Command:
+    """What the command line holds."""
+
+    # Its fields stand at the top level: --model.video.mask.ratio, not --config.model...
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    workdir: Path | None = None
+    """Config, metrics, checkpoints and results go here; None is runs/NAME."""
+
+
 def main(get_config: Callable[[], ExperimentConfig]) -> None:
     """Trains and evaluates an experiment; every field of its config is a flag.
 
     An error that the user can mend (a bad field, missing data, another run's directory) ends with
     one line on stderr and exit code 1; its traceback goes to `error.txt` in the work directory.
     """
-    import tyro
-
-    def run(config: ExperimentConfig, workdir: Path | None = None) -> None:
-        workdir = workdir or Path("runs") / config.name
-        try:
-            run_experiment(config, workdir)
-        except USER_ERRORS as error:
-            if workdir.is_dir():
-                (workdir / "error.txt").write_text(traceback.format_exc())
-            sys.exit(f"error: {error}")
-
     try:
-        config = get_config()
-        # The fields stand at the top level: --model.video.mask.ratio, not --config.model...
-        run.__annotations__["config"] = Annotated[ExperimentConfig, tyro.conf.arg(name="")]
-        run.__defaults__ = (config, None)
-        run.__doc__ = f"""{sys.modules[get_config.__module__].__doc__ or ""}
-
-        Args:
-          config: the experiment.
-          workdir: Config, metrics, checkpoints and results go here; default runs/NAME.
-        """
-        tyro.cli(run, config=(tyro.conf.AvoidSubcommands,))
-    except ValueError as error:  # raised by the checks of the config itself
+        command = tyro.cli(
+            Command,
+            default=Command(get_config()),
+            description=sys.modules[get_config.__module__].__doc__,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    except ValueError as error:  # get_config() itself made a config that the checks refuse
+        sys.exit(f"error: {error}")
+    workdir = command.workdir or Path("runs") / command.config.name
+    try:
+        run_experiment(command.config, workdir)
+    except USER_ERRORS as error:
+        if workdir.is_dir():
+            (workdir / "error.txt").write_text(traceback.format_exc())
         sys.exit(f"error: {error}")
 
 
@@ -65,6 +69,8 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     for source in (*config.data.train, config.data.eval):
         if source.name in GENERATED:
             prepare(source.name, config.data.data_dir)
+    for source in config.data.train:
+        open_source(source, config.data.data_dir)  # a missing split shows now, not after compiling
     tokenizer = tokenizer_for(config.data)
     config = with_vocabulary(config, tokenizer)
     data = eval_data(config.data)

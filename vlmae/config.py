@@ -169,7 +169,9 @@ class OptimConfig:
     final_ratio: float = 0.01
     """Learning rate at the last step, as a fraction of the peak."""
     b1: float = 0.9
+    """Decay of the mean of gradients."""
     b2: float = 0.999
+    """Decay of the mean of squared gradients."""
     weight_decay: float = 0.02
     """Decoupled weight decay of matrices; biases, norms and single tokens never decay."""
     clip_norm: float = 0.0
@@ -263,6 +265,8 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
+        check_values(self)
+        check(self.seed >= 0, f"seed must not be negative: {self.seed}")
         size, patch = self.data.image_size, self.model.video.patch_size
         check(
             size % patch == 0,
@@ -294,6 +298,32 @@ class ExperimentConfig:
         )
 
 
+def check_values(config: Any, prefix: str = "") -> None:
+    """Checks every value of a config against its annotation, as `check_value` does.
+
+    The command line does this by itself; configs from Python code come this way.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(kind):
+            check_values(value, f"{prefix}{name}.")
+        else:
+            check_value(kind, value, f"{prefix}{name}")
+
+
+def check_value(kind: Any, value: Any, name: str) -> None:
+    """Raises ValueError, naming the field, for a plain value of another type or none of a Literal.
+
+    An int will do for a float; a bool is no int.
+    """
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        check(value in choices, f"{name}={value!r} is none of {', '.join(choices)}")
+    elif kind in (bool, int, float, str):
+        good = type(value) is kind or (kind is float and type(value) is int)
+        check(good, f"{name} must be of type {kind.__name__}, not {value!r}")
+
+
 def save_config(config: ExperimentConfig, path: Path) -> None:
     """Writes the config as JSON."""
     write_whole(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -314,10 +344,13 @@ def load_config(path: Path) -> ExperimentConfig:
 def from_dict(kind: Any, value: Any, name: str = "") -> Any:
     """Builds a value of type `kind` (a config, a tuple of configs or a plain type) from JSON."""
     if isinstance(kind, types.GenericAlias):  # tuple[SourceConfig, ...]
+        check(isinstance(value, list), f"{name} must be a list, not {value!r}")
         element = typing.get_args(kind)[0]
         return tuple(from_dict(element, v, f"{name}.{i}") for i, v in enumerate(value))
     if not dataclasses.is_dataclass(kind):
-        return value
+        check_value(kind, value, name)
+        return float(value) if kind is float else value
+    check(isinstance(value, dict), f"{name or 'the config'} must be an object, not {value!r}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     check(not unknown, f"unknown field {', '.join(f'{name}.{key}'.strip('.') for key in unknown)}")

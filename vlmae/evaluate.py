@@ -3,8 +3,10 @@
 python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
 """
 
+import contextlib
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -14,10 +16,10 @@ from jaxtyping import PyTree
 from data_pipelines.pipeline import EvalData, eval_data
 from vlmae.analysis.reconstruction import reconstruct, save_reconstruction
 from vlmae.checkpoint import load_params
-from vlmae.config import ExperimentConfig, load_config
+from vlmae.config import ExperimentConfig, MeshConfig, load_config
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
 from vlmae.models.video_language import build_model
-from vlmae.sharding import make_mesh
+from vlmae.sharding import check_batch_size, make_mesh
 
 PICTURED_CLIPS = 4
 
@@ -58,18 +60,22 @@ def evaluate(
 def picture_reconstruction(
     config: ExperimentConfig, params: PyTree, data: EvalData, path: Path
 ) -> None:
-    """Draws the first clips of the evaluation data, masked and painted."""
-    batches = data.batches()
-    batch = next(batches)
-    batches.close()
-    batch = jax.tree.map(lambda x: x[:PICTURED_CLIPS], batch)
-    batch = jax.tree.map(lambda x: x[batch.valid], batch)
+    """Draws the first clips of the evaluation data, masked and painted.
+
+    Raises:
+      ValueError: no clip can be decoded.
+    """
+    with contextlib.closing(data.batches()) as batches:
+        batch = next((batch for batch in batches if batch.valid.any()), None)
+    if batch is None:
+        raise ValueError(f"none of the {data.num_clips} evaluation clips can be decoded")
+    batch = jax.tree.map(lambda x: x[batch.valid][:PICTURED_CLIPS], batch)
     captions = [data.texts.captions[_first(data.texts.media_ids, i)] for i in batch.media_ids]
     result = reconstruct(build_model(config), jax.device_get(params), batch, config.seed)
     save_reconstruction(result, captions, path)
 
 
-def _first(values: np.ndarray, wanted: int) -> int:
+def _first(values: np.ndarray, wanted: np.int32) -> int:
     return int(np.argmax(values == wanted))
 
 
@@ -77,6 +83,8 @@ def evaluate_workdir(
     workdir: Path, split: str | None = None, rerank_top_k: int | None = None
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a work directory, with the config found there.
+
+    All devices of this machine share the work, whatever mesh the run was trained on.
 
     Args:
       workdir: a run.
@@ -98,19 +106,25 @@ def evaluate_workdir(
         data=data_config,
         evaluation=dataclasses.replace(config.evaluation, rerank_top_k=top_k),
     )
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(MeshConfig())
+    check_batch_size(config.data.eval_batch_size, mesh, "data.eval_batch_size")
     out_dir = workdir / f"evaluation_{source.split}"
     with jax.set_mesh(mesh):
         result = evaluate(config, params, mesh, eval_data(config.data), out_dir)
-    print(f"step {step}, split {source.split}\n{(out_dir / 'retrieval.md').read_text()}")
+    print(f"step {step}, split {source.split}: written to {out_dir}")
+    if result:
+        print((out_dir / "retrieval.md").read_text())
     return result
 
 
 def main() -> None:
-    """The command line."""
+    """The command line; what the user can mend ends with one line on stderr."""
     import tyro
 
-    tyro.cli(evaluate_workdir)
+    try:
+        tyro.cli(evaluate_workdir, config=(tyro.conf.PositionalRequiredArgs,))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

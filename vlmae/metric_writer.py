@@ -38,7 +38,7 @@ class MetricWriter:
 
 
 def drop_later_lines(path: Path, last_step: int) -> list[str]:
-    """Keeps, and returns, the lines of steps up to `last_step`; one cut short by a kill goes too."""
+    """Keeps and returns the lines of steps up to `last_step`; a line cut short goes too."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)

@@ -170,7 +170,7 @@ def compute_losses(
         "loss/total": total,
         "tokens/video_kept": jnp.asarray(frames * kept, jnp.float32),
         "tokens/text": losses.masked_mean(features.text.mask.sum(axis=-1) * 1.0, batch.valid),
-        "data/bad_clips": (~batch.valid).sum().astype(jnp.float32),
+        "data/bad_ratio": (~batch.valid).mean(),
     }
     return Loss(total, metrics)
 

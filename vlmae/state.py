@@ -15,9 +15,12 @@ from vlmae.sharding import path_name
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes, and all that a checkpoint holds."""
+    """Everything that a step changes, and all that a checkpoint holds.
 
-    step: Int[Array, ""]
+    Shapes and shardings of a state are trees of the same form.
+    """
+
+    step: PyTree  # int32, steps done
     params: PyTree
     opt_state: PyTree
 

@@ -107,8 +107,8 @@ def train_step(
     # The norm of the new parameters is checked before they are saved: a finite loss does not mean
     # that its own update is finite.
     norms = {
-        "optim/grad_norm": optax.global_norm(grads),
-        "optim/param_norm": optax.global_norm(params),
+        "optim/grad_norm": optax.tree.norm(grads),
+        "optim/param_norm": optax.tree.norm(params),
     }
     metrics = {**metrics, **norms}
     return TrainState(state.step + 1, params, opt_state), metrics
@@ -200,11 +200,11 @@ def check_metrics(step: int, metrics: dict[str, float]) -> None:
         raise NonFiniteLoss(f"step {step}: not finite: {', '.join(bad)}")
 
 
-def check_bad_clips(bad: float, seen: int, total: int, max_ratio: float) -> None:
+def check_bad_clips(bad: int, seen: int, total: int, max_ratio: float) -> None:
     """Raises TooManyBadClips once enough of all `total` clips were seen to judge their share."""
     if seen >= min(BAD_CLIPS_JUDGED_AFTER, total) and bad > max_ratio * seen:
         raise TooManyBadClips(
-            f"{bad:.0f} of {seen} clips could not be decoded, more than "
+            f"{bad} of {seen} clips could not be decoded, more than "
             f"data.max_bad_ratio={max_ratio} allows (each is named above)"
         )
 
@@ -244,7 +244,7 @@ def train(
         run_step = CompiledStep(make_step(config, mesh, state), notify=progress.print)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
-        meter, bad_clips, pending = Meter(), 0.0, {}
+        meter, bad_clips, pending = Meter(), 0, {}
 
         for step in range(start + 1, last + 1):
             with meter.waiting():
@@ -266,7 +266,7 @@ def train(
             for settled in sorted(pending) if any(due.values()) else sorted(pending)[:-1]:
                 values = jax.tree.map(float, jax.device_get(pending.pop(settled)))
                 check_metrics(settled, values)
-                bad_clips += values["data/bad_clips"]
+                bad_clips += round(values["data/bad_ratio"] * config.data.batch_size)
                 meter.add(values, clips=config.data.batch_size)
             seen = (step - start) * config.data.batch_size
             total = last * config.data.batch_size

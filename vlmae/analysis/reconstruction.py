@@ -33,13 +33,13 @@ def reconstruct(
     of its own: each predicted patch gets those of the true patch, as MAE's pictures do.
     """
 
-    def run(model: VideoLanguageModel) -> tuple[Array, Array, Array]:
+    def run(model: VideoLanguageModel, batch: Batch) -> tuple[Array, Array, Array]:
         mask = sample_mask(model, batch, jax.random.key(seed))
         video = model.encode_video(batch.video, mask)
         return model.patches(batch.video), model.decode_pixels(video), video.removed_mask
 
-    outputs = jax.jit(lambda params: model.apply({"params": params}, method=run))(params)
-    true, predicted, removed = jax.device_get(outputs)
+    paint = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method=run))
+    true, predicted, removed = jax.device_get(paint(params, batch))
     if model.config.pixel_decoder.normalize_target:
         std = np.sqrt(true.var(axis=-1, keepdims=True, ddof=1) + 1e-6)
         predicted = predicted * std + true.mean(axis=-1, keepdims=True)
@@ -79,7 +79,7 @@ def _gray_out(
     return np.where(hidden, np.uint8(MASKED_GRAY), _to_frames(patches, model))
 
 
-def _row(frames: UInt8[np.ndarray, "t h w 3"], scale: int) -> UInt8[np.ndarray, "h w 3"]:
+def _row(frames: UInt8[np.ndarray, "t h w 3"], scale: int) -> UInt8[np.ndarray, "y x 3"]:
     """Frames side by side on white, enlarged by whole pixels."""
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     frames = np.pad(frames, ((0, 0), (MARGIN, 0), (MARGIN, 0), (0, 0)), constant_values=255)

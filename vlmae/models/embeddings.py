@@ -38,7 +38,7 @@ def patchify(video: Float[Array, "b t h w 3"], patch_size: int) -> Float[Array, 
 
 
 def unpatchify(patches: np.ndarray, patch_size: int, rows: int) -> np.ndarray:
-    """The inverse of `patchify` for [b t n p] and `rows` rows of patches (NumPy or jax)."""
+    """The inverse of `patchify` for [b t n p] and `rows` rows of patches (NumPy)."""
     return rearrange(
         patches,
         "b t (y x) (p q c) -> b t (y p) (x q) c",

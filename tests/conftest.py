@@ -1,0 +1,22 @@
+"""What all tests share: the device they run on and a cache of compiled functions."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+# Tests compile much and compute little: this halves the time to compile.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax
+
+
+def pytest_configure(config):
+    """Before any test module is imported: simulated or real devices, compilation cache."""
+    if "not gpu" in config.option.markexpr:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    cache = Path(tempfile.gettempdir()) / f"vlmae-tests-{getpass.getuser()}"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,117 @@
+"""Configs: checked when made, the same after a trip through JSON, flags on the command line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.config import DataConfig, SourceConfig
+from experiments.quickstart import get_config
+from vlmae import config as c
+from vlmae.workdir import config_differences
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_json_round_trip(tmp_path):
+    config = dataclasses.replace(
+        get_config(),
+        data=DataConfig(train=(SourceConfig("a", weight=0.5), SourceConfig("b", num_frames=1))),
+        mesh=c.MeshConfig(data=2, fsdp=-1),
+    )
+    c.save_config(config, tmp_path / "config.json")
+    assert c.load_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"video": {"widht": 8}}}, "unknown field model.video.widht"),
+        ({"data": {"train": [{"nam": "x"}]}}, "unknown field data.train.0.nam"),
+        ({"optim": {"schedule": "step"}}, "optim.schedule='step' is none of cosine, linear"),
+        ({"train": {"steps": 0}}, "train.steps must be at least 1, not 0"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_field(tmp_path, change, message):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(change))
+    with pytest.raises(ValueError) as error:
+        c.load_config(path)
+    assert str(path) in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: c.MaskConfig(ratio=1.0), r"mask.ratio must be in \[0, 1\), not 1.0"),
+        (lambda: c.MaskConfig("grid", 0.5), "mask.ratio=0.5 does not fit the grid scheme"),
+        (
+            lambda: c.ModelConfig(pixel_decoder=c.PixelDecoderConfig(num_heads=5)),
+            "model.pixel_decoder.num_heads=5 does not divide model.pixel_decoder.width=384",
+        ),
+        (lambda: c.ModelConfig(text=c.TextEncoderConfig(dropout=1.0)), "model.text.dropout=1.0"),
+        (lambda: c.ObjectivesConfig(0.0, 0.0, 0.0, 0.0), "every weight is 0"),
+        (lambda: c.ObjectivesConfig(vtm=-1.0), "objectives.vtm must not be negative"),
+        (lambda: c.ObjectivesConfig(mlm_ratio=0.0), "objectives.mlm_ratio=0"),
+        (lambda: c.OptimConfig(learning_rate=0.0), "optim.learning_rate must be positive"),
+        (lambda: c.MeshConfig(data=-1, fsdp=-1), "at most one -1"),
+        (lambda: c.TrainConfig(save_every_steps=0), "train.save_every_steps must be at least 1"),
+        (lambda: c.EvaluationConfig(-1), "evaluation.rerank_top_k must not be negative"),
+        (
+            lambda: c.ExperimentConfig(data=DataConfig(image_size=100)),
+            "data.image_size=100 is not a multiple of model.video.patch_size=16",
+        ),
+        (
+            lambda: c.ExperimentConfig(data=DataConfig(text_len=1000)),
+            "data.text_len=1000 exceeds model.text.max_len=512",
+        ),
+        (
+            lambda: c.ExperimentConfig(
+                model=c.ModelConfig(video=c.VideoEncoderConfig(mask=c.MaskConfig("none")))
+            ),
+            "objectives.mvm reconstructs removed patches",
+        ),
+        (
+            lambda: c.ExperimentConfig(
+                objectives=c.ObjectivesConfig(vtm=0.0), evaluation=c.EvaluationConfig(8)
+            ),
+            "evaluation.rerank_top_k needs the matching head",
+        ),
+        (
+            lambda: c.ExperimentConfig(optim=c.OptimConfig(accumulate_steps=3)),
+            "data.batch_size=32 is not divisible by optim.accumulate_steps=3",
+        ),
+        (
+            lambda: c.ExperimentConfig(optim=c.OptimConfig(warmup_steps=10_000)),
+            "optim.warmup_steps=10000 leaves nothing of train.steps=10000",
+        ),
+    ],
+)
+def test_every_check_names_its_field(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_differences_of_a_continued_run():
+    old = get_config()
+    other_mask = c.MaskConfig(ratio=0.75)
+    video = dataclasses.replace(old.model.video, mask=other_mask)
+    new = dataclasses.replace(
+        old,
+        name="another name is fine",
+        train=dataclasses.replace(old.train, steps=10_000),
+        model=dataclasses.replace(old.model, video=video),
+    )
+    assert config_differences(old, new) == ["model.video.mask.ratio: 0.65 there, 0.75 here"]
+
+
+def test_help_shows_the_documentation_of_fields():
+    command = [sys.executable, "experiments/quickstart.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "SMAUG in minutes on a laptop CPU" in text
+    assert "--model.video.mask.ratio" in text and "Fraction of the patches removed" in text
+    assert "--data.train.0.num-frames" in text

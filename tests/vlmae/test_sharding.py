@@ -1,0 +1,173 @@
+"""Any mesh computes what one device computes, and really cuts what it says it cuts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sharding_script
+from jax.sharding import PartitionSpec as P
+
+from vlmae.config import MeshConfig
+from vlmae.sharding import check_batch_size, check_heads, make_mesh, partition
+
+MESHES = ["data", "fsdp", "mixed"]
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="session")
+def on_meshes(tiny_data_dir, tmp_path_factory) -> Path:
+    """The folder in which `sharding_script` has left its results."""
+    workdir = tmp_path_factory.mktemp("meshes")
+    # NPROC: on few cores, simulated devices wait for each other forever without more threads.
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "16",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, sharding_script.__file__, str(tiny_data_dir), str(workdir)]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=800)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def results(on_meshes) -> dict:
+    return json.loads((on_meshes / "results.json").read_text())
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_of_every_step(results, mesh):
+    """With all four objectives, hard negatives from the global batch, and dropout."""
+    expected = results["single"]["history"]
+    assert {"loss/vtc", "loss/vtm", "loss/mlm", "loss/mvm"} <= expected[0].keys()
+    assert len({step["loss/total"] for step in expected}) == sharding_script.STEPS
+    for step, (ours, theirs) in enumerate(zip(results[mesh]["history"], expected, strict=True)):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_final_parameters(on_meshes, mesh):
+    """Adam turns a rounding error of a tiny gradient into a step of up to the learning rate."""
+    ours, theirs = (np.load(on_meshes / name / "params.npz") for name in (mesh, "single"))
+    assert sorted(ours) == sorted(theirs)
+    distance = sum(float(np.abs(ours[name] - theirs[name]).sum()) for name in theirs)
+    size = sum(theirs[name].size for name in theirs)
+    assert distance / size < 1e-6
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=2e-3, err_msg=name)
+
+
+MLP = "video_encoder/block_0/mlp/up/kernel"
+QUERY = "text_encoder/block_0/attention/query/kernel"
+OUT = "fusion/block_0/cross_attention/out/kernel"
+WORDS = "text_encoder/embeddings/word/embedding"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "name", "shape"),
+    [
+        ("single", MLP, [16, 32]),
+        ("data", MLP, [16, 32]),
+        ("fsdp", MLP, [16, 4]),
+        ("mixed", MLP, [8, 16]),
+        ("fsdp", QUERY, [2, 16]),
+        ("mixed", QUERY, [8, 8]),
+        ("mixed", OUT, [8, 8]),
+        ("fsdp", WORDS, [166, 2]),
+        ("mixed", WORDS, [83, 16]),
+    ],
+)
+def test_parameters_and_moments_are_cut(results, mesh, name, shape):
+    held = {key: value for key, value in results[mesh]["shards"].items() if key.endswith(name)}
+    assert len(held) == 3, "the parameter and Adam's two moments"
+    assert all(value == shape for value in held.values()), held
+
+
+@pytest.mark.parametrize("mesh", [*MESHES, "restored"])
+def test_retrieval(results, mesh):
+    """Scored twice: VTC over all pairs, VTM over the three best; a restored run scores alike."""
+    ours = results[mesh] if mesh == "restored" else results[mesh]["retrieval"]
+    ours = {name.removeprefix("retrieval/"): value for name, value in ours.items()}
+    assert ours["num_clips"] == 12
+    assert ours == results["single"]["retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sizes", "expected"),
+    [
+        # tensor: heads lie side by side in the projections' output; the network's hidden width
+        ("a/attention/query/kernel", (8, 12), (1, 1, 2), P(None, "tensor")),
+        ("a/cross_attention/value/bias", (12,), (1, 1, 2), P("tensor")),
+        ("a/attention/out/kernel", (12, 8), (1, 1, 2), P("tensor", None)),
+        ("a/attention/out/bias", (8,), (1, 1, 2), P(None)),
+        ("a/mlp/up/kernel", (8, 32), (1, 1, 4), P(None, "tensor")),
+        ("a/mlp/down/kernel", (32, 8), (1, 1, 4), P("tensor", None)),
+        ("opt_state/1/0/mu/a/mlp/down/kernel", (32, 8), (1, 1, 4), P("tensor", None)),
+        ("a/mlp/down/bias", (8,), (1, 1, 4), P(None)),
+        ("patch_embed/kernel", (12, 8), (1, 1, 2), P(None, None)),
+        # a dimension that the axis does not divide stays whole
+        ("a/mlp/up/kernel", (8, 30), (1, 1, 4), P(None, None)),
+        # fsdp: the largest dimension that is free and divisible
+        ("a/mlp/up/kernel", (8, 32), (1, 4, 1), P(None, "fsdp")),
+        ("a/mlp/up/kernel", (8, 32), (1, 4, 2), P("fsdp", "tensor")),
+        ("a/attention/query/kernel", (6, 12), (1, 4, 2), P(None, "tensor")),
+        ("word/embedding", (31, 8), (1, 4, 2), P(None, "fsdp")),
+        ("cls", (7,), (1, 4, 1), P(None)),
+        ("step", (), (1, 4, 2), P()),
+        # data never cuts a parameter
+        ("a/mlp/up/kernel", (8, 32), (4, 1, 1), P(None, None)),
+    ],
+)
+def test_partition(name, shape, sizes, expected):
+    assert partition(name, shape, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))) == (
+        expected
+    )
+
+
+class FourDevices:
+    """What the checks ask of a mesh."""
+
+    shape = {"data": 2, "fsdp": 2, "tensor": 4}  # noqa: RUF012
+
+
+def test_mesh_takes_the_rest_of_the_devices():
+    mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"fsdp": 2}, {"data": -1, "tensor": 2}])
+def test_mesh_that_does_not_fit(sizes):
+    with pytest.raises(ValueError, match=r"mesh data=.* does not fit 1 device\(s\)"):
+        make_mesh(MeshConfig(**sizes), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"data": -1, "fsdp": -1}])
+def test_mesh_sizes_out_of_range(sizes):
+    with pytest.raises(ValueError, match="mesh sizes must be positive, at most one -1"):
+        MeshConfig(**sizes)
+
+
+def test_batch_that_the_mesh_does_not_divide():
+    mesh = type("Mesh", (), {"shape": {"data": 2, "fsdp": 3, "tensor": 5}})()
+    check_batch_size(12, mesh, "data.batch_size")
+    with pytest.raises(ValueError) as error:
+        check_batch_size(15, mesh, "data.batch_size")
+    assert str(error.value) == (
+        "data.batch_size=15 is not divisible by the mesh: data=2 x fsdp=3 = 6"
+    )
+
+
+def test_heads_that_the_mesh_does_not_divide():
+    mesh = type("Mesh", (), {"shape": {"data": 2, "fsdp": 1, "tensor": 4}})()
+    check_heads(12, mesh, "model.video.num_heads")
+    with pytest.raises(ValueError) as error:
+        check_heads(6, mesh, "model.video.num_heads")
+    assert str(error.value) == "model.video.num_heads=6 is not divisible by mesh.tensor=4"

@@ -1,0 +1,52 @@
+"""The smallest experiment with every objective, for the tests of the running system.
+
+Runnable like any experiment file: python tests/vlmae/tiny_experiment.py --data.data-dir DIR
+"""
+
+from data_pipelines.config import DataConfig, SourceConfig
+from vlmae.cli import main
+from vlmae.config import (
+    ExperimentConfig,
+    FusionConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+    PixelDecoderConfig,
+    TextEncoderConfig,
+    TrainConfig,
+    VideoEncoderConfig,
+)
+
+
+def get_config() -> ExperimentConfig:
+    """One layer each, 16 wide, on frames of 2 x 2 patches."""
+    return ExperimentConfig(
+        name="tiny",
+        data=DataConfig(
+            train=(SourceConfig("shapes", "train", num_frames=2),),
+            eval=SourceConfig("shapes", "test", num_frames=2),
+            batch_size=8,
+            eval_batch_size=8,
+            image_size=16,
+            text_len=16,
+            num_workers=0,
+        ),
+        model=ModelConfig(
+            video=VideoEncoderConfig(
+                width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=8, mask=MaskConfig(ratio=0.5)
+            ),
+            text=TextEncoderConfig(
+                width=16, depth=1, num_heads=2, mlp_dim=32, max_len=16, dropout=0.1
+            ),
+            fusion=FusionConfig(depth=1),
+            pixel_decoder=PixelDecoderConfig(width=16, depth=1, num_heads=2),
+            embed_dim=8,
+            dtype="float32",
+        ),
+        optim=OptimConfig(learning_rate=1e-3),
+        train=TrainConfig(steps=8, log_every_steps=1, save_every_steps=4),
+    )
+
+
+if __name__ == "__main__":
+    main(get_config)
