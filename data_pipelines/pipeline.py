@@ -6,7 +6,9 @@ batch are the same however many processes share it. So the state of the data is 
 """
 
 import dataclasses
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 
 import grain
@@ -177,4 +179,15 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> BatchIterator:
     # A worker reads ahead by itself, so it needs no threads.
     dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-    return BatchIterator(iter(dataset.mp_prefetch(options)))
+    return BatchIterator(iter(dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)))
+
+
+def _end_with_parent(worker_index: int, worker_count: int) -> None:
+    """Ends this worker when the training process is killed; it would wait in memory forever."""
+    del worker_index, worker_count
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -33,13 +33,15 @@ def match_hash(match_id: bytes) -> int:
 def load_video(
     record: dict, num_frames: int, rng: np.random.Generator | None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """The sampled frames of a stored record; an image is repeated (ours).
+    """The sampled frames of a stored record, or the one frame of an image (ours).
 
     Raises:
-      DecodeError: the media cannot be decoded.
+      DecodeError: the media cannot be decoded, or an image stands where a clip is expected.
     """
     if record["media_type"] == b"image":
-        return np.repeat(decode.decode_image(record["media"])[None], num_frames, axis=0)
+        if num_frames > 1:
+            raise decode.DecodeError("image where a video is expected", f"num_frames={num_frames}")
+        return decode.decode_image(record["media"])[None]
     with decode.open_clip(record["media"]) as clip:
         return clip.frames(sampling.segment_times(clip.info.duration_secs, num_frames, rng))
 

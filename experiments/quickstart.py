@@ -48,7 +48,7 @@ def get_config() -> ExperimentConfig:
             dtype="float32",
         ),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.02, clip_norm=1.0),
-        train=TrainConfig(steps=500, log_every_steps=20, save_every_steps=200),
+        train=TrainConfig(steps=450, log_every_steps=20, save_every_steps=200),
     )
 
 

@@ -55,7 +55,7 @@ def get_config() -> ExperimentConfig:
         ),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0),
         train=TrainConfig(
-            steps=2400, log_every_steps=50, eval_every_steps=400, save_every_steps=400
+            steps=800, log_every_steps=50, eval_every_steps=200, save_every_steps=200
         ),
     )
 

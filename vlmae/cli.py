@@ -80,7 +80,13 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
 
     def make_batches(start_step: int):
         tokenizer.save(workdir / "tokenizer")
-        return train_batches(config.data, start_step, seed=config.seed)
+        return train_batches(
+            config.data,
+            start_step,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
     result = train(config, workdir, make_batches, evaluate_step)
     if config.objectives.vtc:

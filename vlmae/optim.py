@@ -9,7 +9,10 @@ from vlmae.sharding import path_name
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from zero, then a cosine or linear decay to `final_ratio` at the last step."""
+    """Linear warm-up from zero, then a cosine or linear decay to `final_ratio`, by updates done.
+
+    The first update has the rate of 0 updates done (zero, with warm-up).
+    """
     peak, end = config.learning_rate, config.learning_rate * config.final_ratio
     decay_steps = steps - config.warmup_steps
     if config.schedule == "cosine":

@@ -15,11 +15,12 @@ from data_pipelines.records import Batch
 class CompiledStep:
     """A step compiled once for each shape of batch; counts its operations while at it.
 
-    Images (t = 1) and clips are two programs, compiled when first met.
+    Images (t = 1) and clips are two programs, compiled when first met. `repeats` is how often the
+    step's loop over parts of the batch runs: XLA counts the operations of a loop's body once.
     """
 
-    def __init__(self, step: Callable, notify: Callable[[str], None] = print):
-        self.step, self.notify = step, notify
+    def __init__(self, step: Callable, notify: Callable[[str], None] = print, repeats: int = 1):
+        self.step, self.notify, self.repeats = step, notify, repeats
         self.programs: dict[tuple, tuple[Callable, float]] = {}
 
     def compile(self, state: PyTree, batch: Batch) -> None:
@@ -29,7 +30,8 @@ class CompiledStep:
             return
         start = time.perf_counter()
         program = self.step.lower(state, batch).compile()
-        flops = program.cost_analysis().get("flops", 0.0) * jax.device_count() / shape[0]
+        counted = program.cost_analysis().get("flops", 0.0) * self.repeats
+        flops = counted * jax.device_count() / shape[0]
         self.programs[shape] = program, flops
         secs = time.perf_counter() - start
         self.notify(

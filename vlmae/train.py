@@ -241,7 +241,9 @@ def train(
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, last)))
         batches = stack.enter_context(contextlib.closing(make_batches(start)))
-        run_step = CompiledStep(make_step(config, mesh, state), notify=progress.print)
+        run_step = CompiledStep(
+            make_step(config, mesh, state), progress.print, config.optim.accumulate_steps
+        )
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}

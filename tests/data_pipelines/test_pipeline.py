@@ -178,6 +178,14 @@ def test_undecodable_clips_become_invalid_rows(damaged_config, num_workers, capf
     assert capfd.readouterr().err.count("damaged: clip1.mp4 cannot be used: not a readable") == 1
 
 
+def test_an_image_is_no_clip(mixed_config, capfd):
+    rows._reported.clear()
+    source = dataclasses.replace(mixed_config.train[1], num_frames=2)
+    [batch] = take(dataclasses.replace(mixed_config, train=(source,)), 1)
+    assert not batch.valid.any()
+    assert "image where a video is expected: num_frames=2" in capfd.readouterr().err
+
+
 def test_evaluation_reads_each_clip_once_in_order(shapes_config):
     data = eval_data(shapes_config)
     batches = list(data.batches())

@@ -63,7 +63,8 @@ def test_what_is_said_is_what_is_shown(splits, index):
     assert min(distances, key=distances.get) == combination.color
     # The size: height and width of what is covered, against the middle between both radii.
     radius = max(np.ptp(np.nonzero(mask[0])[axis]) + 1 for axis in (0, 1)) / 2
-    assert (radius > 64 * 0.125) == (combination.size == "large")
+    middle = sum(shapes.RADII.values()) / 2
+    assert (radius > 64 * middle) == (combination.size == "large")
     # The directions: how the center of what is covered moves in each half.
     centers = np.array([np.mean(np.nonzero(m)[::-1], axis=1) for m in mask])
     for start, end, direction in ((0, 6, combination.first), (9, 15, combination.second)):

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_experiment
+from jaxtyping import PyTree
 
 from data_pipelines.pipeline import EvalData, eval_data, train_batches
 from data_pipelines.stored import tokenizer_for
@@ -25,7 +26,7 @@ from vlmae.evaluators.retrieval import evaluate_retrieval
 from vlmae.models.video_language import build_model
 from vlmae.sharding import make_mesh, path_name, put_batch, state_shardings
 from vlmae.state import TrainState
-from vlmae.train import make_init, make_step
+from vlmae.train import make_checked_mesh, make_init, make_step
 from vlmae.workdir import claim_workdir
 
 MESHES = {
@@ -34,6 +35,7 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "mixed": MeshConfig(data=2, fsdp=2, tensor=2),
 }
+EVALUATED = ("single", "mixed")  # beside the restored run, which is evaluated on data=8
 STEPS = 3
 
 
@@ -51,8 +53,10 @@ def shards(state: TrainState) -> dict[str, list[int]]:
     return {path_name(path): list(x.addressable_shards[0].data.shape) for path, x in leaves}
 
 
-def run(config: ExperimentConfig, mesh: jax.sharding.Mesh, data: EvalData, workdir: Path) -> dict:
-    """Three steps, the evaluation of what came out, and a checkpoint."""
+def run(
+    config: ExperimentConfig, mesh: jax.sharding.Mesh, data: EvalData | None, workdir: Path
+) -> dict:
+    """Three steps, the evaluation (if there are data for it) of what came out, a checkpoint."""
     init = make_init(config)
     shardings = state_shardings(jax.eval_shape(init, 0), mesh)
     with jax.set_mesh(mesh), train_batches(config.data, 0, seed=config.seed) as batches:
@@ -62,25 +66,53 @@ def run(config: ExperimentConfig, mesh: jax.sharding.Mesh, data: EvalData, workd
         for _ in range(STEPS):
             state, metrics = step(state, put_batch(next(batches), mesh))
             history.append(jax.tree.map(float, jax.device_get(metrics)))
-        model = build_model(config)
-        result = evaluate_retrieval(model, state.params, data, mesh, batch_size=8, rerank_top_k=3)
+        result = evaluate(config, state.params, mesh, data) if data else {}
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(STEPS, state)
     params = jax.tree_util.tree_leaves_with_path(jax.device_get(state.params))
     np.savez(workdir / "params.npz", **{path_name(path): x for path, x in params})
-    return {"history": history, "shards": shards(state), "retrieval": result.metrics}
+    return {"history": history, "shards": shards(state), "retrieval": result}
+
+
+def evaluate(config: ExperimentConfig, params: PyTree, mesh: jax.sharding.Mesh, data: EvalData):
+    """Metrics of VTC over all pairs and VTM over the three best."""
+    model = build_model(config)
+    return evaluate_retrieval(model, params, data, mesh, batch_size=8, rerank_top_k=3).metrics
+
+
+def errors(config: ExperimentConfig) -> dict[str, str]:
+    """What is said about sizes that eight devices do not divide."""
+    data, split = config.data, MeshConfig(data=2, fsdp=4)
+    odd_batch = dataclasses.replace(data, batch_size=12)
+    odd_eval = dataclasses.replace(data, eval_batch_size=12)
+    parts = dataclasses.replace(config.optim, accumulate_steps=4)
+    configs = {
+        "batch": dataclasses.replace(config, mesh=split, data=odd_batch),
+        "eval_batch": dataclasses.replace(config, mesh=split, data=odd_eval),
+        "part": dataclasses.replace(config, mesh=split, optim=parts),
+        "heads": dataclasses.replace(config, mesh=MeshConfig(tensor=4)),
+    }
+    said = {}
+    for name, wrong in configs.items():
+        try:
+            make_checked_mesh(wrong)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
 
 
 def main(data_dir: str, workdir: str) -> None:
     """Runs every mesh."""
-    config, results = get_config(data_dir), {}
+    config = get_config(data_dir)
+    results = {"errors": errors(config)}
     data = eval_data(config.data)
     for name, sizes in MESHES.items():
         devices = jax.devices()[:1] if name == "single" else jax.devices()
         folder = Path(workdir) / name
         claim_workdir(dataclasses.replace(config, mesh=sizes), folder)
         tokenizer_for(config.data).save(folder / "tokenizer")
-        results[name] = run(config, make_mesh(sizes, devices), data, folder)
+        evaluated = data if name in EVALUATED else None
+        results[name] = run(config, make_mesh(sizes, devices), evaluated, folder)
     results["restored"] = evaluate_workdir(Path(workdir) / "fsdp", rerank_top_k=3)
     (Path(workdir) / "results.json").write_text(json.dumps(results))
 

@@ -10,13 +10,14 @@ import pytest
 import tiny_experiment
 from jaxtyping import PyTree
 
-from data_pipelines.records import Batch
+from data_pipelines import rows
+from data_pipelines.decode import DecodeError
 from vlmae.checkpoint import load_params
 from vlmae.cli import run_experiment
-from vlmae.config import ObjectivesConfig
 from vlmae.metric_writer import read_metrics
-from vlmae.train import TooManyBadClips, check_bad_clips, train
+from vlmae.train import TooManyBadClips, check_bad_clips
 
+pytestmark = pytest.mark.xdist_group("runs")  # one program, compiled once
 # One objective compiles several times faster than all.
 ONLY_VTC = ["--objectives.vtm", "0", "--objectives.mlm", "0", "--objectives.mvm", "0"]
 
@@ -171,59 +172,57 @@ def all_finite(params: PyTree) -> bool:
     return all(np.isfinite(x).all() for x in tree.leaves(params))
 
 
-@pytest.mark.parametrize("learning_rate", ["1e30", "1e38"])
-def test_loss_that_is_not_finite(run_tiny, learning_rate):
-    """At 1e38 the first loss is finite and its own update is not: that must not be saved."""
+@pytest.mark.parametrize(
+    ("learning_rate", "weight_decay", "step", "named"),
+    [
+        ("1e15", "0", 3, ["loss/vtc=nan", "loss/total=nan", "optim/grad_norm=nan"]),
+        ("1e38", "1e4", 2, ["optim/param_norm="]),  # the loss is finite, its own update is not
+    ],
+)
+def test_what_is_not_finite_stops_the_run(run_tiny, learning_rate, weight_decay, step, named):
+    """The step before, which was fine, is saved; the bad one is not."""
     code, err, workdir = run_tiny(
         *ONLY_VTC,
-        *["--optim.learning-rate", learning_rate, "--optim.warmup-steps", "3"],
-        *["--optim.weight-decay", "9", "--train.save-every-steps", "1"],
+        *["--optim.learning-rate", learning_rate, "--optim.weight-decay", weight_decay],
+        *["--optim.warmup-steps", "1", "--train.save-every-steps", "1"],
     )
     assert code == 1
     message = one_line(err)
-    step = int(message.removeprefix("step ").split(":")[0])
-    assert "not finite: " in message and ("loss/" in message or "optim/" in message)
+    assert message.startswith(f"step {step}: not finite: ")
+    assert all(name in message for name in named)
+    assert ("loss/" in message) == ("loss/" in named[0])
     params, saved_step = load_params(workdir)
     assert saved_step == step - 1
     assert all_finite(params)
 
 
-def batches_of_bad_clips(bad_of_eight: int):
-    """The training batches of the tiny experiment's shapes, with rows that are padding."""
+@pytest.fixture
+def every_fourth_clip_is_bad(monkeypatch):
+    """What decoding does with a file that was damaged after its data set was prepared."""
+    load_video = rows.load_video
 
-    def make_batches(start_step: int):
-        rng = np.random.default_rng(0)
-        while True:
-            yield Batch(
-                video=rng.integers(0, 255, (8, 2, 16, 16, 3), "uint8"),
-                text_ids=np.full((8, 16), 5, "int32"),
-                text_mask=np.ones((8, 16), bool),
-                media_ids=np.arange(8, dtype="int32"),
-                valid=np.arange(8) >= bad_of_eight,
-            )
+    def load_or_fail(record: dict, *args) -> np.ndarray:
+        if int(record["source"].decode().rsplit("/", 1)[-1]) % 4 == 0:
+            raise DecodeError("truncated")
+        return load_video(record, *args)
 
-    return make_batches
+    monkeypatch.setattr(rows, "load_video", load_or_fail)
 
 
-@pytest.mark.parametrize(("max_bad_ratio", "stops"), [(0.2, True), (0.25, False)])
-def test_share_of_bad_clips(tiny_config, tmp_path, max_bad_ratio, stops):
-    """Two of eight clips are padding in every batch; they are counted, and may be too many."""
-    data = dataclasses.replace(tiny_config.data, max_bad_ratio=max_bad_ratio)
-    text = dataclasses.replace(tiny_config.model.text, vocab_size=40, cls_id=1, mask_id=3)
-    model = dataclasses.replace(tiny_config.model, text=text)
-    only_vtc = ObjectivesConfig(vtm=0.0, mlm=0.0, mvm=0.0)
-    config = dataclasses.replace(tiny_config, data=data, model=model, objectives=only_vtc)
-
-    def run() -> dict:
-        return train(config, tmp_path, batches_of_bad_clips(2), lambda *_: {})
-
+@pytest.mark.parametrize(("max_bad_ratio", "stops"), [("0.1", True), ("0.5", False)])
+def test_share_of_bad_clips(run_tiny, every_fourth_clip_is_bad, max_bad_ratio, stops):
+    """Bad clips are counted in training and left out of the evaluation; too many stop the run."""
+    code, err, workdir = run_tiny(*ONLY_VTC, "--data.max-bad-ratio", max_bad_ratio)
+    lines = read_metrics(workdir / "metrics.jsonl")
+    shares = [line["data/bad_ratio"] for line in lines if "loss/total" in line]
     if stops:
-        with pytest.raises(TooManyBadClips, match="16 of 64 clips could not"):
-            run()
+        assert code == 1
+        assert "of 64 clips could not be decoded, more than data.max_bad_ratio=0.1" in err
+        assert load_params(workdir)[1] == 4
     else:
-        run()
-    lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert all(line["data/bad_ratio"] == 0.25 for line in lines if "loss/total" in line)
+        assert code == 0
+        assert len(shares) == 8 and 0.1 < sum(shares) / 8 < 0.5
+        assert lines[-1]["retrieval/bad_clips"] == 3 and lines[-1]["retrieval/num_clips"] == 9
 
 
 def test_bad_clips_are_judged_once_enough_were_seen():

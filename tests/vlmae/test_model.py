@@ -11,7 +11,7 @@ import pytest
 from helpers import CLS, FIRST_WORD, PAD, SMALL, VOCAB, init_params, random_batch, randomize
 from helpers import small_model as make_model
 
-from vlmae.config import ObjectivesConfig, VideoEncoderConfig
+from vlmae.config import ObjectivesConfig
 from vlmae.masking import mask_from_noise
 from vlmae.models.embeddings import (
     denormalize_pixels,
@@ -160,7 +160,7 @@ def test_positions_of_the_visible_patches_matter(encode):
 
 
 def test_learned_positions(encoder, encode):
-    config: VideoEncoderConfig = dataclasses.replace(SMALL.model.video, positions="learned")
+    config = dataclasses.replace(SMALL.model.video, positions="learned")
     module, patches = VideoEncoder(config, GRID), random(1, 1, 16, 48)
     shapes = jax.eval_shape(module.init, jax.random.key(0), patches)["params"]
     assert shapes["positions"].shape == (16, 16)
@@ -236,21 +236,37 @@ def test_dropout_works_in_training_only(model):
         assert (one.tokens == other.tokens).all() == deterministic
 
 
-def test_embeddings_have_unit_length_and_the_temperature_is_clamped(model):
+def test_embeddings_are_unit_vectors_in_the_direction_of_the_projection(model):
     module, variables = model
     batch = random_batch(3)
 
     def run(module):
-        video, text = module.encode_video(batch.video), module.encode_text(*batch[1:3])
-        return module.embed_video(video), module.embed_text(text)
+        video = module.encode_video(batch.video)
+        text = module.encode_text(batch.text_ids, batch.text_mask)
+        embeddings = {"video": module.embed_video(video), "text": module.embed_text(text)}
+        return embeddings, {"video": video.frame_cls, "text": text.cls}
 
-    video, text = jax.jit(partial(module.apply, variables, method=run))()
-    assert video.shape == (3, 2, 8) and text.shape == (3, 8)
-    np.testing.assert_allclose(np.linalg.norm(video, axis=-1), 1, rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, rtol=1e-5)
+    embeddings, cls = jax.jit(partial(module.apply, variables, method=run))()
+    assert embeddings["video"].shape == (3, 2, 8) and embeddings["text"].shape == (3, 8)
+    for name, actual in embeddings.items():
+        dense = variables["params"][f"{name}_projection"]["dense"]
+        expected = np.asarray(cls[name]) @ dense["kernel"] + dense["bias"]
+        expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_matching_reads_the_fused_cls(model):
+    module, variables = model
+    fused, head = random(3, 8, 16), variables["params"]["match_head"]
+    expected = np.asarray(fused)[:, 0] @ head["kernel"] + head["bias"]
+    actual = module.apply(variables, fused, method="match")
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_the_temperature_is_clamped():
     for value, clamped in ((0.2, 0.2), (-1.0, 0.001), (3.0, 0.5)):
         params = {"params": {"temperature": jnp.asarray(value)}}
-        assert float(module.apply(params, method="temperature")) == pytest.approx(clamped)
+        assert float(make_model().apply(params, method="temperature")) == pytest.approx(clamped)
 
 
 def test_frames_of_another_size_are_an_error(model):

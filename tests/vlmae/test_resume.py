@@ -26,6 +26,8 @@ from vlmae.train import start_state
 TIMES = ("speed/secs_per_step", "speed/clips_per_sec", "speed/data_wait_share")
 NEVER_EQUAL = (*TIMES, "memory/peak_bytes")
 
+pytestmark = pytest.mark.xdist_group("runs")  # one program, compiled once
+
 
 class Stopped(Exception):
     """What a test raises to end a run between two steps."""

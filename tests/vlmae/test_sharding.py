@@ -13,10 +13,10 @@ import sharding_script
 from jax.sharding import PartitionSpec as P
 
 from vlmae.config import MeshConfig
-from vlmae.sharding import check_batch_size, check_heads, make_mesh, partition
+from vlmae.sharding import make_mesh, partition
 
 MESHES = ["data", "fsdp", "mixed"]
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("meshes")]
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +55,12 @@ def test_losses_of_every_step(results, mesh):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_final_parameters(on_meshes, mesh):
-    """Adam turns a rounding error of a tiny gradient into a step of up to the learning rate."""
+    """All but the biases of keys: softmax cancels them, so their gradient is rounding alone."""
     ours, theirs = (np.load(on_meshes / name / "params.npz") for name in (mesh, "single"))
     assert sorted(ours) == sorted(theirs)
-    distance = sum(float(np.abs(ours[name] - theirs[name]).sum()) for name in theirs)
-    size = sum(theirs[name].size for name in theirs)
-    assert distance / size < 1e-6
     for name in theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=2e-3, err_msg=name)
+        if not name.endswith("/key/bias"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=2e-6, err_msg=name)
 
 
 MLP = "video_encoder/block_0/mlp/up/kernel"
@@ -91,9 +89,9 @@ def test_parameters_and_moments_are_cut(results, mesh, name, shape):
     assert all(value == shape for value in held.values()), held
 
 
-@pytest.mark.parametrize("mesh", [*MESHES, "restored"])
+@pytest.mark.parametrize("mesh", ["mixed", "restored"])
 def test_retrieval(results, mesh):
-    """Scored twice: VTC over all pairs, VTM over the three best; a restored run scores alike."""
+    """VTC over all pairs, VTM over the three best; also restored and evaluated on data=8."""
     ours = results[mesh] if mesh == "restored" else results[mesh]["retrieval"]
     ours = {name.removeprefix("retrieval/"): value for name, value in ours.items()}
     assert ours["num_clips"] == 12
@@ -132,12 +130,6 @@ def test_partition(name, shape, sizes, expected):
     )
 
 
-class FourDevices:
-    """What the checks ask of a mesh."""
-
-    shape = {"data": 2, "fsdp": 2, "tensor": 4}  # noqa: RUF012
-
-
 def test_mesh_takes_the_rest_of_the_devices():
     mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
@@ -155,19 +147,13 @@ def test_mesh_sizes_out_of_range(sizes):
         MeshConfig(**sizes)
 
 
-def test_batch_that_the_mesh_does_not_divide():
-    mesh = type("Mesh", (), {"shape": {"data": 2, "fsdp": 3, "tensor": 5}})()
-    check_batch_size(12, mesh, "data.batch_size")
-    with pytest.raises(ValueError) as error:
-        check_batch_size(15, mesh, "data.batch_size")
-    assert str(error.value) == (
-        "data.batch_size=15 is not divisible by the mesh: data=2 x fsdp=3 = 6"
-    )
+def test_batch_that_the_mesh_does_not_divide(results):
+    problem = "is not divisible by the mesh: data=2 x fsdp=4 = 8"
+    assert results["errors"]["batch"] == f"data.batch_size=12 {problem}"
+    assert results["errors"]["eval_batch"] == f"data.eval_batch_size=12 {problem}"
+    assert results["errors"]["part"] == f"data.batch_size / optim.accumulate_steps=4=4 {problem}"
 
 
-def test_heads_that_the_mesh_does_not_divide():
-    mesh = type("Mesh", (), {"shape": {"data": 2, "fsdp": 1, "tensor": 4}})()
-    check_heads(12, mesh, "model.video.num_heads")
-    with pytest.raises(ValueError) as error:
-        check_heads(6, mesh, "model.video.num_heads")
-    assert str(error.value) == "model.video.num_heads=6 is not divisible by mesh.tensor=4"
+def test_heads_that_the_mesh_does_not_divide(results):
+    expected = "model.video.num_heads=2 is not divisible by mesh.tensor=4"
+    assert results["errors"]["heads"] == expected
