@@ -27,7 +27,7 @@ def get_config() -> ExperimentConfig:
         data=DataConfig(
             train=(SourceConfig("shapes", "train", num_frames=4),),
             eval=SourceConfig("shapes", "test", num_frames=4),
-            batch_size=64,
+            batch_size=32,
             eval_batch_size=32,
             image_size=48,
             text_len=16,
@@ -47,8 +47,8 @@ def get_config() -> ExperimentConfig:
             embed_dim=64,
             dtype="float32",
         ),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.02, clip_norm=1.0),
-        train=TrainConfig(steps=450, log_every_steps=20, save_every_steps=200),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.02, clip_norm=1.0),
+        train=TrainConfig(steps=800, log_every_steps=40, save_every_steps=200),
     )
 
 

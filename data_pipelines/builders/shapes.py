@@ -30,7 +30,7 @@ COLORS = {
     "white": (250, 250, 250),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-RADII = {"small": 0.13, "large": 0.21}  # of the frame's side
+RADII = {"small": 0.1, "large": 0.21}  # of the frame's side
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y)
 MOTIONS = tuple(
     (first, second)

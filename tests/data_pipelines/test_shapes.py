@@ -61,10 +61,9 @@ def test_what_is_said_is_what_is_shown(splits, index):
     shown = np.median(frames[mask], axis=0)
     distances = {name: np.abs(shown - color).sum() for name, color in shapes.COLORS.items()}
     assert min(distances, key=distances.get) == combination.color
-    # The size: height and width of what is covered, against the middle between both radii.
+    # The size: height and width of what is covered; 10 pixels part small squares and large stars.
     radius = max(np.ptp(np.nonzero(mask[0])[axis]) + 1 for axis in (0, 1)) / 2
-    middle = sum(shapes.RADII.values()) / 2
-    assert (radius > 64 * middle) == (combination.size == "large")
+    assert (radius > 64 * 0.156) == (combination.size == "large")
     # The directions: how the center of what is covered moves in each half.
     centers = np.array([np.mean(np.nonzero(m)[::-1], axis=1) for m in mask])
     for start, end, direction in ((0, 6, combination.first), (9, 15, combination.second)):

@@ -17,7 +17,6 @@ from vlmae.cli import run_experiment
 from vlmae.metric_writer import read_metrics
 from vlmae.train import TooManyBadClips, check_bad_clips
 
-pytestmark = pytest.mark.xdist_group("runs")  # one program, compiled once
 # One objective compiles several times faster than all.
 ONLY_VTC = ["--objectives.vtm", "0", "--objectives.mlm", "0", "--objectives.mvm", "0"]
 

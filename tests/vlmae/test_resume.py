@@ -26,8 +26,6 @@ from vlmae.train import start_state
 TIMES = ("speed/secs_per_step", "speed/clips_per_sec", "speed/data_wait_share")
 NEVER_EQUAL = (*TIMES, "memory/peak_bytes")
 
-pytestmark = pytest.mark.xdist_group("runs")  # one program, compiled once
-
 
 class Stopped(Exception):
     """What a test raises to end a run between two steps."""
@@ -233,3 +231,38 @@ def test_killed_many_times(killer):
     assert kills >= 6 and kills_in_saves >= 3
     killed.run()
     assert_same_run(killed.workdir, unbroken.workdir)
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be counted as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_workers_end_with_a_killed_run(tiny_data_dir, script_env):
+    """A worker that outlives the training process would hold its memory forever."""
+    code = """
+import multiprocessing, sys, time
+from data_pipelines.config import DataConfig
+from data_pipelines.pipeline import train_batches
+
+config = DataConfig(data_dir=sys.argv[1], image_size=16, batch_size=8, num_workers=1)
+batches = train_batches(config, 0, seed=0)
+next(batches)
+print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+time.sleep(100)
+"""
+    command = [sys.executable, "-c", code, str(tiny_data_dir)]
+    process = subprocess.Popen(command, env=script_env, stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert workers and all(running(pid) for pid in workers)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(running(pid) for pid in workers)

@@ -16,7 +16,7 @@ from vlmae.config import MeshConfig
 from vlmae.sharding import make_mesh, partition
 
 MESHES = ["data", "fsdp", "mixed"]
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("meshes")]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="session")
