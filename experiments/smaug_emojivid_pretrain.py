@@ -35,7 +35,7 @@ def get_config() -> ExperimentConfig:
                 SourceConfig("emojivid", "stills_b", num_frames=1, weight=4.0),
             ),
             eval=SourceConfig("emojivid", "test", num_frames=4),
-            batch_size=128,
+            batch_size=64,
             eval_batch_size=32,
             image_size=64,
             text_len=16,
@@ -55,7 +55,7 @@ def get_config() -> ExperimentConfig:
         ),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0),
         train=TrainConfig(
-            steps=800, log_every_steps=50, eval_every_steps=200, save_every_steps=200
+            steps=1000, log_every_steps=100, eval_every_steps=250, save_every_steps=250
         ),
     )
 
