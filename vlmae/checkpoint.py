@@ -92,11 +92,9 @@ def shape_mismatches(stored: dict[str, tuple[int, ...]], abstract_state: PyTree)
     expected = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
     lines = []
     for name in sorted(stored.keys() | expected.keys()):
-        left, right = stored.get(name), expected.get(name)
+        left, right = stored.get(name, "absent"), expected.get(name, "absent")
         if left != right:
-            lines.append(
-                f"{name}: {left or 'absent'} in the checkpoint, {right or 'absent'} in the model"
-            )
+            lines.append(f"{name}: {left} in the checkpoint, {right} in the model")
     return lines
 
 

@@ -13,14 +13,6 @@ import tiny_experiment
 from data_pipelines.prepare import prepare
 from vlmae.config import ExperimentConfig
 
-# Programs here are compiled once and run a few times: without these, XLA takes three times longer.
-FAST_COMPILE = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_COMPILE]).strip()
-
 
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory) -> Path:

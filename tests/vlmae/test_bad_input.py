@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from data_pipelines import rows
 from data_pipelines.decode import DecodeError
-from vlmae.checkpoint import load_params
+from vlmae.checkpoint import load_params, shape_mismatches
 from vlmae.cli import run_experiment
 from vlmae.metric_writer import read_metrics
 from vlmae.train import TooManyBadClips, check_bad_clips
@@ -232,3 +232,8 @@ def test_bad_clips_are_judged_once_enough_were_seen():
         check_bad_clips(bad=11, seen=1000, total=100_000, max_ratio=0.01)
     with pytest.raises(TooManyBadClips, match="1 of 8 clips"):
         check_bad_clips(bad=1, seen=8, total=8, max_ratio=0.01)
+
+
+def test_a_scalar_of_one_side_only_is_not_called_absent_on_both():
+    [line] = shape_mismatches({"step": ()}, {})
+    assert line == "step: () in the checkpoint, absent in the model"

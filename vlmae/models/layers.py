@@ -126,3 +126,12 @@ class Block(nn.Module):
 def block_class(remat: bool) -> type[Block]:
     """`Block`, or a `Block` whose activations are computed again in the backward pass."""
     return nn.remat(Block) if remat else Block
+
+
+def vit_block(
+    num_heads: int, mlp_dim: int, name: str, *, remat: bool, dtype: str, attention: str
+) -> Block:
+    """A ViT layer (pre-norm, eps of MAE), for the video encoder and the pixel decoder alike."""
+    return block_class(remat)(
+        num_heads, mlp_dim, pre_norm=True, eps=1e-6, dtype=dtype, attention=attention, name=name
+    )

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from vlmae.config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class
+from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -43,14 +43,13 @@ class PixelDecoder(nn.Module):
         tokens = scatter_tokens(tokens, video.places, mask_token, len(positions)) + positions
         x = rearrange(jnp.concatenate([cls, tokens], axis=2), "b t n d -> (b t) n d")
         for i in range(self.config.depth):
-            x = block_class(self.remat)(
+            x = vit_block(
                 self.config.num_heads,
                 4 * width,
-                pre_norm=True,
-                eps=1e-6,
+                f"block_{i}",
+                remat=self.remat,
                 dtype=self.dtype,
                 attention=self.attention,
-                name=f"block_{i}",
             )(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 1:])
         pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)

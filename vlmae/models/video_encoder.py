@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.config import VideoEncoderConfig
 from vlmae.masking import PatchMask
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class
+from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
 
 
 class VideoFeatures(NamedTuple):
@@ -60,14 +60,13 @@ class VideoEncoder(nn.Module):
         cls = repeat(cls.astype(self.dtype), "d -> f 1 d", f=b * t)
         x = jnp.concatenate([cls, rearrange(x, "b t k d -> (b t) k d")], axis=1)
         for i in range(self.config.depth):
-            x = block_class(self.remat)(
+            x = vit_block(
                 self.config.num_heads,
                 self.config.mlp_dim,
-                pre_norm=True,
-                eps=1e-6,
+                f"block_{i}",
+                remat=self.remat,
                 dtype=self.dtype,
                 attention=self.attention,
-                name=f"block_{i}",
             )(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = rearrange(x, "(b t) m d -> b t m d", t=t)
