@@ -11,14 +11,12 @@ Result (2 CPU cores, jax 0.10.2, one seed, 205 s of training): text to video R@1
 
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
-from vlmae.config import (
-    ExperimentConfig,
+from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
+from vlmae.model_config import (
     FusionConfig,
     ModelConfig,
-    OptimConfig,
     PixelDecoderConfig,
     TextEncoderConfig,
-    TrainConfig,
     VideoEncoderConfig,
 )
 

@@ -17,14 +17,12 @@ Protocol A (12 min): 4.5 / 12.7 / 22.3.
 
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
-from vlmae.config import (
-    ExperimentConfig,
+from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
+from vlmae.model_config import (
     FusionConfig,
     ModelConfig,
-    OptimConfig,
     PixelDecoderConfig,
     TextEncoderConfig,
-    TrainConfig,
     VideoEncoderConfig,
 )
 

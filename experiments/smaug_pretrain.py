@@ -16,7 +16,8 @@ Result: not yet run.
 
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
-from vlmae.config import ExperimentConfig, ModelConfig, OptimConfig, TrainConfig
+from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
+from vlmae.model_config import ModelConfig
 
 WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
 BATCH_SIZE, EPOCHS = 512, 10

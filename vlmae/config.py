@@ -1,136 +1,18 @@
-"""An experiment as data: frozen dataclasses, checked when made, written to and read from JSON.
+"""An experiment as data: frozen dataclasses, checked when made, kept as JSON.
 
 Field docstrings become the `--help` text. A ratio is always the fraction removed.
 """
 
 import dataclasses
 import json
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_pipelines.config import DataConfig, check
+from vlmae.config_tree import check_values, from_dict
 from vlmae.files import write_whole
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Which patches the video encoder does not see during training."""
-
-    scheme: Literal["random", "tube", "grid", "none"] = "random"
-    """random: per frame; tube: one mask per clip; grid: one visible patch per cell; none."""
-    ratio: float = 0.65
-    """Fraction of the patches removed; grid needs 1 - 1/s^2 (0.75, 0.8889, 0.9375, ...)."""
-
-    def __post_init__(self):
-        check(0 <= self.ratio < 1, f"mask.ratio must be in [0, 1), not {self.ratio}")
-        if self.scheme == "grid":
-            cell = round(1 / math.sqrt(1 - self.ratio))
-            check(
-                cell > 1 and abs(self.ratio - (1 - 1 / cell**2)) < 1e-3,
-                f"mask.ratio={self.ratio} does not fit the grid scheme: use 0.75, 0.8889 or 0.9375",
-            )
-
-
-@dataclass(frozen=True)
-class VideoEncoderConfig:
-    """A ViT applied to every frame alone; the default is B/16."""
-
-    width: int = 768
-    """Width of a token."""
-    depth: int = 12
-    """Transformer blocks."""
-    num_heads: int = 12
-    """Attention heads; must divide the width."""
-    mlp_dim: int = 3072
-    """Hidden width of the feed-forward network."""
-    patch_size: int = 16
-    """Side of a square patch in pixels."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """Fixed 2-D sine-cosine positions, or learned ones."""
-    mask: MaskConfig = MaskConfig()
-    """Visual masking, training only."""
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """The lower layers of a BERT-shaped encoder; width, heads and dropout hold for the fusion."""
-
-    vocab_size: int = 0
-    """WordPiece vocabulary; 0 takes the tokenizer's, and its special ids, at the start."""
-    cls_id: int = 101
-    """Word id of [CLS]."""
-    mask_id: int = 103
-    """Word id of [MASK]."""
-    max_len: int = 512
-    """Positions that the embedding table holds."""
-    width: int = 768
-    """Width of a token."""
-    depth: int = 9
-    """Transformer layers before the fusion."""
-    num_heads: int = 12
-    """Attention heads; must divide the width."""
-    mlp_dim: int = 3072
-    """Hidden width of the feed-forward network."""
-    dropout: float = 0.1
-    """Dropout after embeddings, attention and feed-forward, training only."""
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """BERT layers in which text queries attend to the video tokens."""
-
-    depth: int = 3
-    """Layers of self-attention, cross-attention and feed-forward."""
-
-
-@dataclass(frozen=True)
-class PixelDecoderConfig:
-    """The light transformer that reconstructs removed patches."""
-
-    width: int = 384
-    """Width of a token."""
-    depth: int = 4
-    """Transformer blocks."""
-    num_heads: int = 6
-    """Attention heads; must divide the width."""
-    normalize_target: bool = True
-    """Normalize the pixels of each target patch by its own mean and variance."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The composition; a part that no objective uses has no parameters."""
-
-    video: VideoEncoderConfig = VideoEncoderConfig()
-    text: TextEncoderConfig = TextEncoderConfig()
-    fusion: FusionConfig = FusionConfig()
-    pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
-    embed_dim: int = 256
-    """Width of the shared space in which videos and texts are compared."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of activations; parameters, losses and softmax are always float32."""
-    attention: Literal["xla", "cudnn"] = "xla"
-    """Attention kernel; cudnn is the fused one and needs a GPU and bfloat16."""
-    remat: bool = False
-    """Recompute the activations of every block in the backward pass, to save memory."""
-
-    def __post_init__(self):
-        for name in ("video", "text", "pixel_decoder"):
-            part = getattr(self, name)
-            check(
-                part.width % part.num_heads == 0,
-                f"model.{name}.num_heads={part.num_heads} does not divide "
-                f"model.{name}.width={part.width}",
-            )
-            check(part.depth >= 1, f"model.{name}.depth must be at least 1, not {part.depth}")
-        for name in ("video", "pixel_decoder"):
-            width = getattr(self, name).width
-            check(width % 4 == 0, f"model.{name}.width={width} must be a multiple of 4")
-        check(0 <= self.text.dropout < 1, f"model.text.dropout={self.text.dropout} not in [0, 1)")
+from vlmae.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -298,32 +180,6 @@ class ExperimentConfig:
         )
 
 
-def check_values(config: Any, prefix: str = "") -> None:
-    """Checks every value of a config against its annotation, as `check_value` does.
-
-    The command line does this by itself; configs from Python code come this way.
-    """
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(kind):
-            check_values(value, f"{prefix}{name}.")
-        else:
-            check_value(kind, value, f"{prefix}{name}")
-
-
-def check_value(kind: Any, value: Any, name: str) -> None:
-    """Raises ValueError, naming the field, for a plain value of another type or none of a Literal.
-
-    An int will do for a float; a bool is no int.
-    """
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        check(value in choices, f"{name}={value!r} is none of {', '.join(choices)}")
-    elif kind in (bool, int, float, str):
-        good = type(value) is kind or (kind is float and type(value) is int)
-        check(good, f"{name} must be of type {kind.__name__}, not {value!r}")
-
-
 def save_config(config: ExperimentConfig, path: Path) -> None:
     """Writes the config as JSON."""
     write_whole(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -339,31 +195,3 @@ def load_config(path: Path) -> ExperimentConfig:
         return from_dict(ExperimentConfig, json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def from_dict(kind: Any, value: Any, name: str = "") -> Any:
-    """Builds a value of type `kind` (a config, a tuple of configs or a plain type) from JSON."""
-    if isinstance(kind, types.GenericAlias):  # tuple[SourceConfig, ...]
-        check(isinstance(value, list), f"{name} must be a list, not {value!r}")
-        element = typing.get_args(kind)[0]
-        return tuple(from_dict(element, v, f"{name}.{i}") for i, v in enumerate(value))
-    if not dataclasses.is_dataclass(kind):
-        check_value(kind, value, name)
-        return float(value) if kind is float else value
-    check(isinstance(value, dict), f"{name or 'the config'} must be an object, not {value!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints))
-    check(not unknown, f"unknown field {', '.join(f'{name}.{key}'.strip('.') for key in unknown)}")
-    fields = {k: from_dict(hints[k], v, f"{name}.{k}".strip(".")) for k, v in value.items()}
-    return kind(**fields)
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted field names and their plain values: {"model.video.mask.ratio": 0.65, ...}."""
-    if dataclasses.is_dataclass(config):
-        items = [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
-    elif isinstance(config, tuple):
-        items = [(str(i), value) for i, value in enumerate(config)]
-    else:
-        return {prefix.rstrip("."): config}
-    return {k: v for name, value in items for k, v in flatten(value, f"{prefix}{name}.").items()}

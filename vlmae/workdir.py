@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jax
 
-from vlmae.config import ExperimentConfig, flatten, load_config, save_config
+from vlmae.config import ExperimentConfig, load_config, save_config
+from vlmae.config_tree import flatten
 from vlmae.files import write_whole
 
 # Fields that may differ when a run is continued: they change neither parameters nor batches,

@@ -9,12 +9,11 @@ from jaxtyping import PyTree
 
 from data_pipelines.config import DataConfig
 from data_pipelines.records import Batch
-from vlmae.config import (
-    ExperimentConfig,
+from vlmae.config import ExperimentConfig, ObjectivesConfig
+from vlmae.model_config import (
     FusionConfig,
     MaskConfig,
     ModelConfig,
-    ObjectivesConfig,
     PixelDecoderConfig,
     TextEncoderConfig,
     VideoEncoderConfig,

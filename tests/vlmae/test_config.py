@@ -11,6 +11,8 @@ import pytest
 from data_pipelines.config import DataConfig, SourceConfig
 from experiments.quickstart import get_config
 from vlmae import config as c
+from vlmae import model_config as m
+from vlmae.config_tree import flatten, override
 from vlmae.workdir import config_differences
 
 ROOT = Path(__file__).parents[2]
@@ -46,13 +48,13 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: c.MaskConfig(ratio=1.0), r"mask.ratio must be in \[0, 1\), not 1.0"),
-        (lambda: c.MaskConfig("grid", 0.5), "mask.ratio=0.5 does not fit the grid scheme"),
+        (lambda: m.MaskConfig(ratio=1.0), r"mask.ratio must be in \[0, 1\), not 1.0"),
+        (lambda: m.MaskConfig("grid", 0.5), "mask.ratio=0.5 does not fit the grid scheme"),
         (
-            lambda: c.ModelConfig(pixel_decoder=c.PixelDecoderConfig(num_heads=5)),
+            lambda: m.ModelConfig(pixel_decoder=m.PixelDecoderConfig(num_heads=5)),
             "model.pixel_decoder.num_heads=5 does not divide model.pixel_decoder.width=384",
         ),
-        (lambda: c.ModelConfig(text=c.TextEncoderConfig(dropout=1.0)), "model.text.dropout=1.0"),
+        (lambda: m.ModelConfig(text=m.TextEncoderConfig(dropout=1.0)), "model.text.dropout=1.0"),
         (lambda: c.ObjectivesConfig(0.0, 0.0, 0.0, 0.0), "every weight is 0"),
         (lambda: c.ObjectivesConfig(vtm=-1.0), "objectives.vtm must not be negative"),
         (lambda: c.ObjectivesConfig(mlm_ratio=0.0), "objectives.mlm_ratio=0"),
@@ -70,7 +72,7 @@ def test_a_bad_file_is_named_with_its_field(tmp_path, change, message):
         ),
         (
             lambda: c.ExperimentConfig(
-                model=c.ModelConfig(video=c.VideoEncoderConfig(mask=c.MaskConfig("none")))
+                model=m.ModelConfig(video=m.VideoEncoderConfig(mask=m.MaskConfig("none")))
             ),
             "objectives.mvm reconstructs removed patches",
         ),
@@ -95,9 +97,32 @@ def test_every_check_names_its_field(make, message):
         make()
 
 
+def test_override_changes_the_named_fields_only():
+    old = get_config()
+    new = override(old, {"model.video.mask.ratio": 0.75, "data.train.0.num_frames": 8, "seed": 2})
+    assert old == get_config()
+    changed = {k: v for k, v in flatten(new).items() if flatten(old)[k] != v}
+    assert changed == {"model.video.mask.ratio": 0.75, "data.train.0.num_frames": 8, "seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.video.mask.rato": 0.5}, "unknown field model.video.mask.rato"),
+        ({"data.train.1.weight": 0.5}, "unknown field data.train.1.weight"),
+        ({"seed.x": 1}, "unknown field seed.x"),
+        ({"model.video.mask.ratio": 1.5}, "mask.ratio must be in"),
+        ({"seed": "one"}, "seed must be of type int, not 'one'"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        override(get_config(), change)
+
+
 def test_differences_of_a_continued_run():
     old = get_config()
-    other_mask = c.MaskConfig(ratio=0.75)
+    other_mask = m.MaskConfig(ratio=0.75)
     video = dataclasses.replace(old.model.video, mask=other_mask)
     new = dataclasses.replace(
         old,

@@ -10,7 +10,7 @@ import pytest
 from helpers import CLS, MASK, SMALL, VOCAB, init_params, random_batch, randomize, small_model
 
 from vlmae import losses, objectives
-from vlmae.config import MaskConfig
+from vlmae.model_config import MaskConfig
 from vlmae.models.video_language import VideoLanguageModel
 from vlmae.train import loss_gradients
 

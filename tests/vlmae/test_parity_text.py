@@ -15,7 +15,7 @@ from torch_weights import (
 from transformers import BertConfig, BertForMaskedLM, BertModel, BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlmae.config import FusionConfig, ModelConfig, TextEncoderConfig
+from vlmae.model_config import FusionConfig, ModelConfig, TextEncoderConfig
 from vlmae.models.fusion import CrossAttentionFusion
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
 from vlmae.models.video_encoder import VideoFeatures

@@ -10,9 +10,9 @@ import torch
 from torch_weights import Weights, mae_decoder, mae_encoder, randomize, saved_weights
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from vlmae.config import ModelConfig, PixelDecoderConfig, VideoEncoderConfig
 from vlmae.losses import normalize_patches, reconstruction_loss
 from vlmae.masking import mask_from_noise
+from vlmae.model_config import ModelConfig, PixelDecoderConfig, VideoEncoderConfig
 from vlmae.models.pixel_decoder import PixelDecoder
 from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel

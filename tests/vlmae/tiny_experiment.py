@@ -5,15 +5,13 @@ Runnable like any experiment file: python tests/vlmae/tiny_experiment.py --data.
 
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
-from vlmae.config import (
-    ExperimentConfig,
+from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
+from vlmae.model_config import (
     FusionConfig,
     MaskConfig,
     ModelConfig,
-    OptimConfig,
     PixelDecoderConfig,
     TextEncoderConfig,
-    TrainConfig,
     VideoEncoderConfig,
 )
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from vlmae.config import FusionConfig, TextEncoderConfig
+from vlmae.model_config import FusionConfig, TextEncoderConfig
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlmae.config import PixelDecoderConfig
+from vlmae.model_config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
 from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
 from vlmae.models.video_encoder import VideoFeatures

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlmae.config import TextEncoderConfig
+from vlmae.model_config import TextEncoderConfig
 from vlmae.models.embeddings import BertEmbeddings
 from vlmae.models.layers import BERT_INIT, Block, block_class
 

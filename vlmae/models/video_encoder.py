@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from vlmae.config import VideoEncoderConfig
 from vlmae.masking import PatchMask
+from vlmae.model_config import VideoEncoderConfig
 from vlmae.models.embeddings import sincos_positions
 from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
 

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vlmae.config import ExperimentConfig, ModelConfig
+from vlmae.config import ExperimentConfig
 from vlmae.masking import PatchMask
+from vlmae.model_config import ModelConfig
 from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.fusion import CrossAttentionFusion
 from vlmae.models.heads import Projection, WordTransform
