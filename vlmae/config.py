@@ -29,6 +29,12 @@ class ObjectivesConfig:
     """Masked visual modeling: reconstruction of the removed patches."""
     mlm_ratio: float = 0.5
     """Fraction of the words that masked language modeling hides."""
+    mask_text_for: Literal["mlm", "all"] = "mlm"
+    """all: VTC and VTM read the masked text too, which spares one pass of the text encoder."""
+    vtc_scope: Literal["global", "local"] = "global"
+    """Where the negatives of VTC come from: the global batch, or each device's own rows."""
+    vtm_scope: Literal["global", "local"] = "local"
+    """The same for VTM; with local, no video tokens cross the network."""
 
     def __post_init__(self):
         weights = {name: getattr(self, name) for name in ("vtc", "vtm", "mlm", "mvm")}
@@ -36,6 +42,10 @@ class ObjectivesConfig:
             check(weight >= 0, f"objectives.{name} must not be negative: {weight}")
         check(any(weights.values()), "objectives: every weight is 0, so there is nothing to train")
         check(0 < self.mlm_ratio <= 1, f"objectives.mlm_ratio={self.mlm_ratio} not in (0, 1]")
+        check(
+            self.mlm > 0 or self.mask_text_for == "mlm",
+            "objectives.mask_text_for=all hides words, but objectives.mlm is 0",
+        )
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,29 @@ def similarity(video: Float[Array, "b t e"], text: Float[Array, "c e"]) -> Float
     return video.mean(axis=1) @ text.T
 
 
+def same_shard(num_rows: int, shards: int) -> Bool[Array, "b b"]:
+    """True where two rows of a batch lie on the same device: each holds a contiguous part."""
+    shard = jnp.arange(num_rows) // (num_rows // shards)
+    return shard[:, None] == shard[None, :]
+
+
 def contrastive_loss(
-    logits: Float[Array, "b b"], media_ids: Int[Array, " b"], valid: Bool[Array, " b"]
+    logits: Float[Array, "b b"],
+    media_ids: Int[Array, " b"],
+    valid: Bool[Array, " b"],
+    shards: int = 1,
 ) -> Float[Array, ""]:
     """Symmetric cross-entropy of clips (rows) and texts (columns); SMAUG's VTC.
 
     All pairs of equal media id are positives and share the target equally. Invalid rows are
-    neither queries nor candidates.
+    neither queries nor candidates. With `shards`, rows are compared within their own shard only.
     """
-    positive = (media_ids[:, None] == media_ids[None, :]) & valid[:, None] & valid[None, :]
+    candidate = valid[None, :] & same_shard(len(valid), shards)
+    positive = (media_ids[:, None] == media_ids[None, :]) & valid[:, None] & candidate
     targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1)
 
     def one_way(logits: Array) -> Array:
-        log_p = jax.nn.log_softmax(jnp.where(valid[None, :], logits, NEVER), axis=1)
+        log_p = jax.nn.log_softmax(jnp.where(candidate, logits, NEVER), axis=1)
         return masked_mean(-(targets * log_p).sum(axis=1), valid)
 
     return (one_way(logits) + one_way(logits.T)) / 2
@@ -46,15 +56,18 @@ class Negatives(NamedTuple):
 
 def mine_negatives(
     key: Key[Array, ""],
-    logits: Float[Array, "b c"],
+    logits: Float[Array, "b b"],
     media_ids: Int[Array, " b"],
     valid: Bool[Array, " b"],
+    shards: int = 1,
 ) -> Negatives:
     """Draws one column a row from softmax(logits), never one of equal media id or an invalid one.
 
-    This is the hard-negative mining of ALBEF, which SMAUG's base uses.
+    This is the hard-negative mining of ALBEF, which SMAUG's base uses. With `shards`, a row's
+    negative lies in its own shard.
     """
     allowed = (media_ids[:, None] != media_ids[None, :]) & valid[None, :]
+    allowed &= same_shard(len(valid), shards)
     index = jax.random.categorical(key, jnp.where(allowed, logits, NEVER), axis=1)
     return Negatives(index, allowed.any(axis=1) & valid)
 
@@ -107,9 +120,9 @@ def normalize_patches(patches: Float[Array, "*b n p"]) -> Float[Array, "*b n p"]
 
 
 def reconstruction_loss(
-    predicted: Float[Array, "b t n p"],
-    target: Float[Array, "b t n p"],
-    counted: Bool[Array, "b t n"],
+    predicted: Float[Array, "b t s p"],
+    target: Float[Array, "b t s p"],
+    counted: Bool[Array, "b t s"],
 ) -> Float[Array, ""]:
     """Mean squared error of a patch, averaged over the counted (removed) patches; SMAUG's MVM."""
     return masked_mean(jnp.square(predicted - target).mean(axis=-1), counted)

@@ -27,6 +27,48 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
+class SparsifyConfig:
+    """Thinning of a frame's tokens inside the video encoder, apart from masking; off by default."""
+
+    keep_rate: float = 1.0
+    """Fraction of the tokens that each stage keeps in training; 1 is off, 0.7 SMAUG's file."""
+    eval_keep_rate: float = 1.0
+    """The same in evaluation."""
+    stages: tuple[int, ...] = (3, 6, 9)
+    """Blocks, counted from 0, that thin between their attention and their feed-forward network."""
+    score: Literal["cls_attention", "mean_attention", "norm", "random"] = "cls_attention"
+    """What makes a token important; norm and random are baselines."""
+    rest: Literal["fuse", "drop"] = "fuse"
+    """What becomes of the other tokens: one token, their sum weighted by score; or nothing."""
+    warmup_rates: tuple[float, ...] = ()
+    """Keep rates of equal parts of the warm-up, one compilation each; empty: no warm-up."""
+    warmup_steps: int = 0
+    """Steps until `keep_rate` itself holds."""
+
+    def __post_init__(self):
+        for name in ("keep_rate", "eval_keep_rate"):
+            rate = getattr(self, name)
+            check(0 < rate <= 1, f"sparsify.{name} must be in (0, 1], not {rate}")
+        for i, rate in enumerate(self.warmup_rates):
+            check(0 < rate <= 1, f"sparsify.warmup_rates.{i} must be in (0, 1], not {rate}")
+        check(self.warmup_steps >= 0, f"sparsify.warmup_steps is negative: {self.warmup_steps}")
+        check(
+            bool(self.warmup_rates) == (self.warmup_steps > 0),
+            f"sparsify.warmup_rates={self.warmup_rates} and sparsify.warmup_steps="
+            f"{self.warmup_steps} go together",
+        )
+        check(
+            self.stages == tuple(sorted(set(self.stages))) and all(s >= 0 for s in self.stages),
+            f"sparsify.stages={self.stages} must be ascending block numbers from 0",
+        )
+
+    @property
+    def is_used(self) -> bool:
+        """True if any rate thins anything, in training or in evaluation."""
+        return min(self.keep_rate, self.eval_keep_rate, *self.warmup_rates, 1.0) < 1
+
+
+@dataclass(frozen=True)
 class VideoEncoderConfig:
     """A ViT applied to every frame alone; the default is B/16."""
 
@@ -44,6 +86,12 @@ class VideoEncoderConfig:
     """Fixed 2-D sine-cosine positions, or learned ones."""
     mask: MaskConfig = MaskConfig()
     """Visual masking, training only."""
+    sparsify: SparsifyConfig = SparsifyConfig()
+    """Thinning of the tokens between the blocks."""
+    time_frames: int = 0
+    """Length of the temporal embeddings, interpolated for clips of another length; 0 has none."""
+    time_depth: int = 0
+    """Blocks of attention over the frames at the same place, after the spatial ones; 0 has none."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +119,34 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
+class FrameSelectorConfig:
+    """Which frames of a clip the fusion reads; images and VTC are not concerned."""
+
+    kind: Literal["none", "mlp", "transformer", "uniform", "random"] = "none"
+    """mlp: scores from the [CLS] of frame and text; transformer: from all frames and the text
+    together; uniform, random: baselines; none keeps all frames."""
+    frames: int = 0
+    """Frames that are kept; 0 keeps half of them, at least one."""
+    width: int = 256
+    """Width of the transformer scorer."""
+    depth: int = 2
+    """Blocks of the transformer scorer."""
+    num_heads: int = 4
+    """Attention heads of the transformer scorer; must divide its width."""
+
+    def __post_init__(self):
+        check(self.frames >= 0, f"selector.frames must not be negative: {self.frames}")
+        check(
+            self.width % self.num_heads == 0,
+            f"selector.num_heads={self.num_heads} does not divide selector.width={self.width}",
+        )
+
+    def count(self, num_frames: int) -> int:
+        """Frames kept of a clip of `num_frames`."""
+        return min(num_frames, self.frames or max(1, num_frames // 2))
+
+
+@dataclass(frozen=True)
 class FusionConfig:
     """BERT layers in which text queries attend to the video tokens."""
 
@@ -90,6 +166,14 @@ class PixelDecoderConfig:
     """Attention heads; must divide the width."""
     normalize_target: bool = True
     """Normalize the pixels of each target patch by its own mean and variance."""
+    target_ratio: float = 0.0
+    """Fraction of the masked patches that training leaves out of decoding; 0 decodes them all."""
+
+    def __post_init__(self):
+        check(
+            0 <= self.target_ratio < 1,
+            f"pixel_decoder.target_ratio must be in [0, 1), not {self.target_ratio}",
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +182,7 @@ class ModelConfig:
 
     video: VideoEncoderConfig = VideoEncoderConfig()
     text: TextEncoderConfig = TextEncoderConfig()
+    selector: FrameSelectorConfig = FrameSelectorConfig()
     fusion: FusionConfig = FusionConfig()
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     embed_dim: int = 256
@@ -122,3 +207,12 @@ class ModelConfig:
             width = getattr(self, name).width
             check(width % 4 == 0, f"model.{name}.width={width} must be a multiple of 4")
         check(0 <= self.text.dropout < 1, f"model.text.dropout={self.text.dropout} not in [0, 1)")
+        sparsify, depth = self.video.sparsify, self.video.depth
+        check(
+            not sparsify.is_used or (sparsify.stages and sparsify.stages[-1] < depth),
+            f"model.video.sparsify.stages={sparsify.stages} must name blocks of the "
+            f"{depth} that model.video.depth gives",
+        )
+        for name in ("time_frames", "time_depth"):
+            value = getattr(self.video, name)
+            check(value >= 0, f"model.video.{name} must not be negative: {value}")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from data_pipelines.records import Batch
@@ -20,7 +21,9 @@ class Features(NamedTuple):
     """What the encoders made of a batch; shared by all objectives."""
 
     video: VideoFeatures
-    text: TextFeatures
+    text: TextFeatures  # of the caption; with `mask_text_for="all"`, of the masked caption
+    words: losses.MaskedWords | None  # the masked caption; None without MLM
+    masked_text: TextFeatures | None
 
 
 class Loss(NamedTuple):
@@ -39,12 +42,38 @@ def sample_mask(model: VideoLanguageModel, batch: Batch, key: Key[Array, ""]) ->
     return mask_from_noise(mask_noise(key, config.scheme, config.ratio, shape), config.ratio)
 
 
-def extract(model: VideoLanguageModel, batch: Batch, key: Key[Array, ""]) -> Features:
-    """Encodes a batch, the video through a fresh mask."""
-    return Features(
-        model.encode_video(batch.video, sample_mask(model, batch, key)),
-        model.encode_text(batch.text_ids, batch.text_mask),
+def hide_words(
+    model: VideoLanguageModel, batch: Batch, key: Key[Array, ""], config: ObjectivesConfig
+) -> losses.MaskedWords:
+    """The captions with some words hidden; never [CLS], padding, or those of padding rows."""
+    text = model.config.text
+    return losses.mask_words(
+        key,
+        batch.text_ids,
+        batch.text_mask & batch.valid[:, None] & (batch.text_ids != text.cls_id),
+        ratio=config.mlm_ratio,
+        mask_id=text.mask_id,
+        vocab_size=text.vocab_size,
     )
+
+
+def extract(
+    model: VideoLanguageModel,
+    batch: Batch,
+    mask_key: Key[Array, ""],
+    word_key: Key[Array, ""],
+    config: ObjectivesConfig,
+) -> Features:
+    """Encodes a batch: the video through a fresh mask, the text as it is and with hidden words."""
+    video = model.encode_video(batch.video, sample_mask(model, batch, mask_key))
+    if not config.mlm:
+        return Features(video, model.encode_text(batch.text_ids, batch.text_mask), None, None)
+    words = hide_words(model, batch, word_key, config)
+    if config.mask_text_for == "all":
+        text = model.encode_text(words.ids, batch.text_mask)
+        return Features(video, text, words, text)
+    text = model.encode_text(batch.text_ids, batch.text_mask)
+    return Features(video, text, words, model.encode_text(words.ids, batch.text_mask))
 
 
 def vtc_logits(model: VideoLanguageModel, features: Features) -> Float[Array, "b b"]:
@@ -59,10 +88,12 @@ def vtc(
     batch: Batch,
     key: Key[Array, ""],
     config: ObjectivesConfig,
+    shards: int = 1,
 ) -> Loss:
-    """Video-text contrastive loss over the global batch (SMAUG, objectives)."""
+    """Video-text contrastive loss over the global batch, or within each shard (SMAUG)."""
     logits = vtc_logits(model, features)
-    value = losses.contrastive_loss(logits, batch.media_ids, batch.valid)
+    compared = shards if config.vtc_scope == "local" else 1
+    value = losses.contrastive_loss(logits, batch.media_ids, batch.valid, compared)
     best = jnp.where(batch.valid[None, :], logits, losses.NEVER).argmax(axis=1)
     correct = (batch.media_ids[best] == batch.media_ids).astype(jnp.float32)
     accuracy = losses.masked_mean(correct, batch.valid)
@@ -75,26 +106,31 @@ def vtm(
     batch: Batch,
     key: Key[Array, ""],
     config: ObjectivesConfig,
+    shards: int = 1,
 ) -> Loss:
     """Video-text matching: each pair as it is, with a hard video, with a hard text (SMAUG).
 
-    Negatives are mined over the global batch by the contrastive similarities, or uniformly where
-    VTC is off. A row without any possible negative counts only as a positive.
+    Negatives are mined by the contrastive similarities, or uniformly where VTC is off, within each
+    shard or over the global batch. A row without any possible negative counts only as a positive.
     """
     b = len(batch.valid)
+    shards = shards if config.vtm_scope == "local" else 1
     video_key, text_key = jax.random.split(key)
     logits = vtc_logits(model, features) if config.vtc else jnp.zeros((b, b))
     logits = jax.lax.stop_gradient(logits)
-    text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid)
-    video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid)
+    text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)
+    video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid, shards)
 
+    # The three pairs of a row stay together, so that they stay on the row's device.
     own = jnp.arange(b)
-    text_rows = jnp.concatenate([own, own, text.index])
-    video_rows = jnp.concatenate([own, video.index, own])
-    fused = model.fuse(take(features.text, text_rows), take(features.video, video_rows))
+    text_rows = jnp.stack([own, own, text.index], axis=1)
+    video_rows = jnp.stack([own, video.index, own], axis=1)
+    fused = model.fuse(
+        take(features.text, text_rows, shards), take(features.video, video_rows, shards)
+    )
     scores = model.match(fused)
-    labels = jnp.concatenate([jnp.ones(b, int), jnp.zeros(2 * b, int)])
-    counted = jnp.concatenate([batch.valid, video.exists, text.exists])
+    labels = jnp.tile(jnp.array([1, 0, 0]), b)
+    counted = jnp.stack([batch.valid, video.exists, text.exists], axis=1).ravel()
     correct = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(scores, labels), counted),
@@ -108,19 +144,10 @@ def mlm(
     batch: Batch,
     key: Key[Array, ""],
     config: ObjectivesConfig,
+    shards: int = 1,
 ) -> Loss:
     """Masked language modeling: hidden words from the other words and the video (BERT)."""
-    text = model.config.text
-    maskable = batch.text_mask & batch.valid[:, None] & (batch.text_ids != text.cls_id)
-    words = losses.mask_words(
-        key,
-        batch.text_ids,
-        maskable,
-        ratio=config.mlm_ratio,
-        mask_id=text.mask_id,
-        vocab_size=text.vocab_size,
-    )
-    fused = model.fuse(model.encode_text(words.ids, batch.text_mask), features.video)
+    words, fused = features.words, model.fuse(features.masked_text, features.video)
     logits = model.predict_words(fused)
     correct = (logits.argmax(axis=-1) == batch.text_ids).astype(jnp.float32)
     return Loss(
@@ -135,34 +162,43 @@ def mvm(
     batch: Batch,
     key: Key[Array, ""],
     config: ObjectivesConfig,
+    shards: int = 1,
 ) -> Loss:
     """Masked visual modeling: the pixels of the removed patches (MAE, as SMAUG uses it)."""
     target = jax.lax.stop_gradient(model.patches(batch.video))
+    painted = model.decode_pixels(features.video)
+    if painted.places.shape != features.video.removed_mask.shape:
+        target = jnp.take_along_axis(target, painted.places[..., None], axis=2)
     if model.config.pixel_decoder.normalize_target:
         target = losses.normalize_patches(target)
-    counted = features.video.removed_mask & batch.valid[:, None, None]
-    return Loss(
-        losses.reconstruction_loss(model.decode_pixels(features.video), target, counted), {}
-    )
+    removed = jnp.take_along_axis(features.video.removed_mask, painted.places, axis=2)
+    counted = removed & batch.valid[:, None, None]
+    return Loss(losses.reconstruction_loss(painted.pixels, target, counted), {})
 
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {"vtc": vtc, "vtm": vtm, "mlm": mlm, "mvm": mvm}
 
 
 def compute_losses(
-    model: VideoLanguageModel, batch: Batch, key: Key[Array, ""], config: ObjectivesConfig
+    model: VideoLanguageModel,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
 ) -> Loss:
     """The weighted sum of all objectives of non-zero weight, and everything worth logging.
 
     Metrics hold `loss/NAME` for each objective, `loss/total`, the objectives' own metrics, and
-    the tokens that a clip and a caption cost.
+    the tokens that a clip and a caption cost. `shards` is the number of parts into which devices
+    cut the batch: the scope of what is "local".
     """
     mask_key, *keys = jax.random.split(key, 1 + len(OBJECTIVES))
-    features = extract(model, batch, mask_key)
+    keys = dict(zip(OBJECTIVES, keys, strict=True))
+    features = extract(model, batch, mask_key, keys["mlm"], config)
     total, metrics = jnp.zeros(()), {}
-    for objective_key, (name, objective) in zip(keys, OBJECTIVES.items(), strict=True):
+    for name, objective in OBJECTIVES.items():
         if weight := getattr(config, name):
-            loss = objective(model, features, batch, objective_key, config)
+            loss = objective(model, features, batch, keys[name], config, shards)
             total += weight * loss.value
             metrics |= {f"loss/{name}": loss.value, **loss.metrics}
     frames, kept = features.video.places.shape[1:]
@@ -175,6 +211,15 @@ def compute_losses(
     return Loss(total, metrics)
 
 
-def take(features: PyTree, rows: Int[Array, " c"]) -> PyTree:
-    """The given rows of every array in `features`."""
-    return jax.tree.map(lambda x: x[rows], features)
+def take(features: PyTree, rows: Int[Array, "b c"], shards: int) -> PyTree:
+    """The given rows of every array in `features`: [b ...] -> [(b c) ...].
+
+    Row r asks for rows of its own shard only, so that nothing crosses from device to device.
+    """
+
+    def within_shards(x: Array) -> Array:
+        parts = rearrange(x, "(s r) ... -> s r ...", s=shards)
+        wanted = rearrange(rows, "(s r) c -> s (r c)", s=shards) % parts.shape[1]
+        return rearrange(jax.vmap(lambda part, i: part[i])(parts, wanted), "s r ... -> (s r) ...")
+
+    return jax.tree.map(within_shards, features)

@@ -42,9 +42,14 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Parts into which the mesh cuts a batch."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
     """Raises ValueError, naming the config field, if the mesh does not divide the batch."""
-    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    parts = batch_shards(mesh)
     if batch_size % parts:
         raise ValueError(
             f"{name}={batch_size} is not divisible by the mesh: "

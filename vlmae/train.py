@@ -15,12 +15,14 @@ from jaxtyping import Array, Int, Key, PyTree
 from data_pipelines.records import Batch
 from vlmae.checkpoint import Checkpoints, load_params
 from vlmae.config import ExperimentConfig, ObjectivesConfig
+from vlmae.config_tree import override
 from vlmae.metric_writer import MetricWriter, Progress
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.objectives import compute_losses
 from vlmae.optim import make_optimizer, make_schedule
 from vlmae.sharding import (
     batch_sharding,
+    batch_shards,
     check_batch_size,
     check_heads,
     make_mesh,
@@ -28,6 +30,7 @@ from vlmae.sharding import (
     replicated,
     state_shardings,
 )
+from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter
 from vlmae.state import TrainState, init_state, merge_params
 from vlmae.workdir import check_workdir, claim_workdir
@@ -51,9 +54,10 @@ def loss_gradients(
     *,
     model: VideoLanguageModel,
     objectives: ObjectivesConfig,
+    shards: int,
 ) -> tuple[PyTree, dict]:
-    """Gradients of the weighted losses, and the metrics."""
-    objective_key, dropout_key = jax.random.split(key)
+    """Gradients of the weighted losses, and the metrics; for `shards` see `compute_losses`."""
+    objective_key, dropout_key, noise_key = jax.random.split(key, 3)
 
     def loss_fn(params: PyTree) -> tuple[Array, dict]:
         return model.apply(
@@ -61,8 +65,9 @@ def loss_gradients(
             batch,
             objective_key,
             objectives,
+            shards,
             method=compute_losses,
-            rngs={"dropout": dropout_key},
+            rngs={"dropout": dropout_key, "noise": noise_key},
         )
 
     return jax.grad(loss_fn, has_aux=True)(params)
@@ -117,7 +122,9 @@ def train_step(
 def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) -> Callable:
     """`train_step` of an experiment, jitted: sharded in and out, with the old state donated."""
     model = build_model(config, deterministic=False)
-    gradients = functools.partial(loss_gradients, model=model, objectives=config.objectives)
+    gradients = functools.partial(
+        loss_gradients, model=model, objectives=config.objectives, shards=batch_shards(mesh)
+    )
     step = functools.partial(
         train_step,
         seed=config.seed,
@@ -135,11 +142,8 @@ def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) 
 
 def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
     """A function from a seed to a new training state; nothing is computed before it is called."""
-    frames, size, length = (
-        config.data.train[0].num_frames,
-        config.data.image_size,
-        config.data.text_len,
-    )
+    frames = max(source.num_frames for source in config.data.train)  # images skip some parts
+    size, length = config.data.image_size, config.data.text_len
     batch = Batch(
         video=jnp.zeros((2, frames, size, size, 3), "uint8"),
         text_ids=jnp.zeros((2, length), "int32"),
@@ -241,9 +245,14 @@ def train(
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, last)))
         batches = stack.enter_context(contextlib.closing(make_batches(start)))
-        run_step = CompiledStep(
-            make_step(config, mesh, state), progress.print, config.optim.accumulate_steps
-        )
+        steps = {
+            rate: CompiledStep(
+                make_step(at_keep_rate(config, rate), mesh, state),
+                progress.print,
+                config.optim.accumulate_steps,
+            )
+            for rate in keep_rates(config)
+        }
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}
@@ -251,6 +260,7 @@ def train(
         for step in range(start + 1, last + 1):
             with meter.waiting():
                 batch = put_batch(next(batches), mesh)
+            run_step = steps[keep_rate_before(config, step)]
             with meter.paused():
                 run_step.compile(state, batch)
             state, metrics = run_step(state, batch)
@@ -290,6 +300,23 @@ def train(
     return result
 
 
+def keep_rates(config: ExperimentConfig) -> set[float]:
+    """Every keep rate of the schedule of `model.video.sparsify`; one program each."""
+    sparsify = config.model.video.sparsify
+    return {*sparsify.warmup_rates, sparsify.keep_rate}
+
+
+def keep_rate_before(config: ExperimentConfig, step: int) -> float:
+    """The keep rate of the update that makes `step` out of `step` - 1."""
+    sparsify = config.model.video.sparsify
+    return keep_rate_at(step - 1, sparsify.keep_rate, sparsify.warmup_rates, sparsify.warmup_steps)
+
+
+def at_keep_rate(config: ExperimentConfig, rate: float) -> ExperimentConfig:
+    """The config with this keep rate in training."""
+    return override(config, {"model.video.sparsify.keep_rate": rate})
+
+
 def is_due(step: int, every_steps: int) -> bool:
     """True at multiples of `every_steps`; never if it is 0."""
     return every_steps > 0 and step % every_steps == 0
@@ -306,6 +333,12 @@ def make_checked_mesh(config: ExperimentConfig) -> jax.sharding.Mesh:
     name = "data.batch_size" + (f" / optim.accumulate_steps={parts}" if parts > 1 else "")
     check_batch_size(data.batch_size // parts, mesh, name)
     check_batch_size(data.eval_batch_size, mesh, "data.eval_batch_size")
+    rows = data.batch_size // parts // batch_shards(mesh)
+    if config.objectives.vtm and config.objectives.vtm_scope == "local" and rows < 2:
+        raise ValueError(
+            f"{name} leaves {rows} row on each device, so objectives.vtm_scope=local finds no "
+            "negatives: use a larger batch or objectives.vtm_scope=global"
+        )
     for part in ("video", "text"):
         check_heads(getattr(config.model, part).num_heads, mesh, f"model.{part}.num_heads")
     return mesh

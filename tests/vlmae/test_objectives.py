@@ -26,7 +26,7 @@ def params():
 @pytest.fixture(scope="module")
 def gradients(params):
     """batch -> (gradients, metrics) of the whole loss, without dropout, compiled once."""
-    step = partial(loss_gradients, model=small_model(), objectives=SMALL.objectives)
+    step = partial(loss_gradients, model=small_model(), objectives=SMALL.objectives, shards=1)
     return jax.jit(lambda batch: step(params, batch, KEY))
 
 
@@ -88,9 +88,9 @@ def test_padding_rows_count_like_rows_that_are_not_there(params, name):
     rows = jnp.flatnonzero(batch.valid)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         objective = objectives.OBJECTIVES[name]
-        fewer = objectives.take(features, rows), jax.tree.map(lambda x: x[rows], batch)
+        fewer = jax.tree.map(lambda x: x[rows], (features, batch))
         config = SMALL.objectives
         return objective(model, features, batch, KEY, config), objective(model, *fewer, KEY, config)
 
@@ -103,11 +103,12 @@ def test_matching_pairs_every_row_with_itself_and_two_negatives(params):
     batch = random_batch(3)._replace(valid=jnp.array([True, True, False]))
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         loss = objectives.vtm(model, features, batch, KEY, SMALL.objectives).value
         texts, videos = jnp.array([0, 1, 0, 1]), jnp.array([0, 1, 1, 0])
         fused = model.fuse(
-            objectives.take(features.text, texts), objectives.take(features.video, videos)
+            jax.tree.map(lambda x: x[texts], features.text),
+            jax.tree.map(lambda x: x[videos], features.video),
         )
         return loss, jax.nn.log_softmax(model.match(fused))
 
@@ -120,7 +121,7 @@ def test_matching_without_any_negative_counts_the_positives(params):
     batch = random_batch(3)._replace(media_ids=jnp.zeros(3, jnp.int32))
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         loss = objectives.vtm(model, features, batch, KEY, SMALL.objectives).value
         return loss, jax.nn.log_softmax(model.match(model.fuse(features.text, features.video)))
 
@@ -139,7 +140,7 @@ def test_word_modeling_predicts_hidden_words_of_valid_rows(params, monkeypatch):
     monkeypatch.setattr(losses, "mask_words", hide_all)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         loss = objectives.mlm(model, features, batch, KEY, SMALL.objectives)
         text = model.encode_text(jnp.where(maskable, MASK, batch.text_ids), batch.text_mask)
         return loss, model.predict_words(model.fuse(text, features.video))
@@ -160,9 +161,9 @@ def test_pixel_modeling_reconstructs_the_removed_patches(params, normalize):
     decoder = dataclasses.replace(SMALL.model.pixel_decoder, normalize_target=normalize)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         loss = objectives.mvm(model, features, batch, KEY, SMALL.objectives).value
-        pixels = model.decode_pixels(features.video)
+        pixels = model.decode_pixels(features.video).pixels
         return loss, pixels, model.patches(batch.video), features.video.removed_mask
 
     loss, pixels, target, removed = map(
@@ -178,7 +179,7 @@ def test_contrastive_logits_are_mean_frame_similarities_over_the_temperature(par
     batch = random_batch(3)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY)
+        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
         logits = objectives.vtc_logits(model, features)
         loss = objectives.vtc(model, features, batch, KEY, SMALL.objectives)
         return loss, logits, model.embed_video(features.video), model.embed_text(features.text)
@@ -191,7 +192,9 @@ def test_contrastive_logits_are_mean_frame_similarities_over_the_temperature(par
 
 
 def test_recomputation_gives_the_same_gradients(params, gradients):
-    step = partial(loss_gradients, model=small_model(remat=True), objectives=SMALL.objectives)
+    step = partial(
+        loss_gradients, model=small_model(remat=True), objectives=SMALL.objectives, shards=1
+    )
     batch = random_batch()
     actual, expected = jax.jit(step)(params, batch, KEY), gradients(batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected)
@@ -209,7 +212,7 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(params, gradients):
 
         return model.apply({"params": params}, method=extract_and_compute)
 
-    mask_key = jax.random.split(KEY)[0]  # as `loss_gradients` splits it
+    mask_key = jax.random.split(KEY, 3)[0]  # as `loss_gradients` splits it
     tokens, loss = jax.jit(run)(params)
     _, expected = gradients(batch)
     assert tokens.dtype == jnp.bfloat16
@@ -219,7 +222,7 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(params, gradients):
 
 
 def test_images_train_with_the_parameters_of_clips(params):
-    step = partial(loss_gradients, model=small_model(), objectives=SMALL.objectives)
+    step = partial(loss_gradients, model=small_model(), objectives=SMALL.objectives, shards=1)
     grads, metrics = jax.eval_shape(step, params, random_batch(frames=1), KEY)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
     assert {f"loss/{name}" for name in NAMES} < set(metrics)

@@ -83,7 +83,7 @@ def test_fusion_layers_are_blip():
     features = VideoFeatures(
         tokens=video,
         frame_cls=video[:, :, 0],
-        places=np.zeros((4, 2, 5), np.int32),
+        stage_places=(np.zeros((4, 2, 5), np.int32),),
         removed_mask=np.zeros((4, 2, 9), bool),
     )
     fusion = CrossAttentionFusion(FusionConfig(depth=DEPTH), OURS)

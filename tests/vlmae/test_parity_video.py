@@ -99,7 +99,7 @@ def reconstruct(
         {"params": params["encoder"]}, patches, mask_from_noise(noise, RATIO)
     )
     decoder = PixelDecoder(OURS_DECODER, GRID, 3 * PATCH**2)
-    pixels = decoder.apply({"params": params["decoder"]}, video)
+    pixels = decoder.apply({"params": params["decoder"]}, video).pixels
     target = normalize_patches(patches) if normalize else patches
     return reconstruction_loss(pixels, target, video.removed_mask), (video, pixels)
 

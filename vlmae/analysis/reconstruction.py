@@ -36,7 +36,7 @@ def reconstruct(
     def run(model: VideoLanguageModel, batch: Batch) -> tuple[Array, Array, Array]:
         mask = sample_mask(model, batch, jax.random.key(seed))
         video = model.encode_video(batch.video, mask)
-        return model.patches(batch.video), model.decode_pixels(video), video.removed_mask
+        return model.patches(batch.video), model.decode_pixels(video).pixels, video.removed_mask
 
     paint = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method=run))
     true, predicted, removed = jax.device_get(paint(params, batch))

@@ -1,15 +1,29 @@
 """The only attention, feed-forward network and transformer block of the library."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 BERT_INIT = nn.initializers.normal(0.02)
 VIT_INIT = nn.initializers.xavier_uniform()
+
+
+def noise_key(module: nn.Module) -> Key[Array, ""]:
+    """The next key of the "noise" stream, or a fixed one where none is given (evaluation)."""
+    return module.make_rng("noise") if module.has_rng("noise") else jax.random.key(0)
+
+
+class Attended(NamedTuple):
+    """What attention makes; queries and keys are for those who score tokens by them."""
+
+    tokens: Float[Array, "b q d"]
+    query: Float[Array, "b q h e"]
+    key: Float[Array, "b k h e"]
 
 
 class Attention(nn.Module):
@@ -36,8 +50,16 @@ class Attention(nn.Module):
         x: Float[Array, "b q d"],
         context: Float[Array, "b k e"],
         lengths: Int[Array, " b"] | None = None,
-    ) -> Float[Array, "b q d"]:
-        """`lengths` counts the valid tokens at the front of each row of `context`."""
+        mask: Bool[Array, "b q k"] | None = None,
+    ) -> Attended:
+        """What `x` reads in `context`.
+
+        Args:
+          x: queries.
+          context: keys and values.
+          lengths: valid tokens at the front of each row of `context`.
+          mask: True where a query may look at a key; not with the cudnn kernel.
+        """
 
         def project(name: str, y: Array) -> Array:
             dense = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name=name)
@@ -46,15 +68,17 @@ class Attention(nn.Module):
         def heads(y: Array) -> Array:
             return rearrange(y, "b l (h d) -> b l h d", h=self.num_heads)
 
+        query, key = heads(project("query", x)), heads(project("key", context))
         out = jax.nn.dot_product_attention(
-            heads(project("query", x)),
-            heads(project("key", context)),
+            query,
+            key,
             heads(project("value", context)),
+            mask=None if mask is None else mask[:, None],
             key_value_seq_lengths=lengths,
             query_seq_lengths=None if lengths is None else jnp.full_like(lengths, x.shape[1]),
             implementation=self.implementation,
         )
-        return project("out", rearrange(out, "b l h d -> b l (h d)"))
+        return Attended(project("out", rearrange(out, "b l h d -> b l (h d)")), query, key)
 
 
 class Mlp(nn.Module):
@@ -102,36 +126,67 @@ class Block(nn.Module):
         x: Float[Array, "b l d"],
         lengths: Int[Array, " b"] | None = None,
         context: Float[Array, "b k e"] | None = None,
+        mask: Bool[Array, "b l l"] | None = None,
     ) -> Float[Array, "b l d"]:
-        """`lengths` counts the valid tokens of `x`; every token of `context` is valid."""
+        """All sublayers in turn.
 
-        def residual(x: Array, name: str, sublayer: Callable[[Array], Array]) -> Array:
-            norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=f"{name}_norm")
-            drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-            return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
-
-        def attention(name: str) -> Attention:
-            return Attention(
-                self.num_heads, self.kernel_init, self.dtype, self.attention, name=name
-            )
-
-        x = residual(x, "attention", lambda y: attention("attention")(y, y, lengths))
+        Args:
+          x: tokens.
+          lengths: valid tokens at the front of each row of `x`.
+          context: what cross-attention reads; every token of it is valid.
+          mask: True where a token may look at another in self-attention.
+        """
+        x = self.self_attention(x, lengths, mask).tokens
         if context is not None:
-            cross = attention("cross_attention")
-            x = residual(x, "cross_attention", lambda y: cross(y, context))
-        mlp = Mlp(self.mlp_dim, self.kernel_init, self.dtype, name="mlp")
-        return residual(x, "mlp", mlp)
+            cross = self._attention("cross_attention")
+            x = self._residual(x, "cross_attention", lambda y: cross(y, context).tokens)
+        return self.feed_forward(x)
+
+    def self_attention(
+        self, x: Array, lengths: Array | None = None, mask: Array | None = None
+    ) -> Attended:
+        """The first sublayer, with its residual sum, and its queries and keys."""
+        attended: list[Attended] = []
+
+        def sublayer(y: Array) -> Array:
+            attended.append(self._attention("attention")(y, y, lengths, mask))
+            return attended[0].tokens
+
+        x = self._residual(x, "attention", sublayer)
+        return attended[0]._replace(tokens=x)
+
+    def feed_forward(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """The last sublayer, with its residual sum."""
+        return self._residual(x, "mlp", Mlp(self.mlp_dim, self.kernel_init, self.dtype, name="mlp"))
+
+    def _residual(self, x: Array, name: str, sublayer: Callable[[Array], Array]) -> Array:
+        norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=f"{name}_norm")
+        drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
+
+    def _attention(self, name: str) -> Attention:
+        return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)
 
 
-def block_class(remat: bool) -> type[Block]:
-    """`Block`, or a `Block` whose activations are computed again in the backward pass."""
-    return nn.remat(Block) if remat else Block
+def block_class(remat: bool, kind: type[Block] = Block) -> type[Block]:
+    """The class, or one whose activations are computed again in the backward pass."""
+    return nn.remat(kind) if remat else kind
 
 
 def vit_block(
     num_heads: int, mlp_dim: int, name: str, *, remat: bool, dtype: str, attention: str
 ) -> Block:
-    """A ViT layer (pre-norm, eps of MAE), for the video encoder and the pixel decoder alike."""
-    return block_class(remat)(
-        num_heads, mlp_dim, pre_norm=True, eps=1e-6, dtype=dtype, attention=attention, name=name
-    )
+    """A ViT layer (pre-norm, eps of MAE), for every part of the model that is no BERT."""
+    return block_class(remat)(**vit_options(num_heads, mlp_dim, dtype, attention), name=name)
+
+
+def vit_options(num_heads: int, mlp_dim: int, dtype: str, attention: str) -> dict:
+    """The fields that make a `Block` a ViT layer."""
+    return {
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "pre_norm": True,
+        "eps": 1e-6,
+        "dtype": dtype,
+        "attention": attention,
+    }

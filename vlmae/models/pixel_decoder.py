@@ -1,37 +1,50 @@
 """The light transformer that paints the removed patches (MAE's decoder, frame by frame)."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
+from vlmae.models.layers import BERT_INIT, VIT_INIT, noise_key, vit_block
 from vlmae.models.video_encoder import VideoFeatures
+
+
+class Painted(NamedTuple):
+    """Predicted pixels, in the space of the reconstruction target."""
+
+    pixels: Float[Array, "b t s p"]  # float32
+    places: Int[Array, "b t s"]  # the patch that each prediction is for, ascending
 
 
 class PixelDecoder(nn.Module):
     """Tokens go to their places, a learned mask token to all others; then blocks, then pixels.
 
     Attributes:
-      config: sizes.
+      config: sizes, and how many of the removed patches training leaves out.
       grid: rows and columns of patches.
       patch_pixels: values of a patch, 3 * patch * patch.
+      deterministic: decode every patch.
       remat, dtype, attention: see `ModelConfig`.
     """
 
     config: PixelDecoderConfig
     grid: tuple[int, int]
     patch_pixels: int
+    deterministic: bool = True
     remat: bool = False
     dtype: str = "float32"
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, video: VideoFeatures) -> Float[Array, "b t n p"]:
-        """Predicted pixels of every patch, in the space of the reconstruction target, float32."""
-        width = self.config.width
+    def __call__(self, video: VideoFeatures) -> Painted:
+        """Paints every patch of every frame, or in training a random part of them."""
+        width, num_places = self.config.width, video.removed_mask.shape[2]
 
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
@@ -40,8 +53,11 @@ class PixelDecoder(nn.Module):
         positions = jnp.asarray(sincos_positions(*self.grid, width)).astype(self.dtype)
         x = dense(width, "embed")(jnp.concatenate([video.frame_cls[:, :, None], video.tokens], 2))
         cls, tokens = x[:, :, :1], x[:, :, 1:]
-        tokens = scatter_tokens(tokens, video.places, mask_token, len(positions)) + positions
-        x = rearrange(jnp.concatenate([cls, tokens], axis=2), "b t n d -> (b t) n d")
+        x = scatter_tokens(tokens, video.places, mask_token, num_places) + positions
+        places = self._places(video)
+        if places.shape[2] < num_places:
+            x = jnp.take_along_axis(x, places[..., None], axis=2)
+        x = rearrange(jnp.concatenate([cls, x], axis=2), "b t s d -> (b t) s d")
         for i in range(self.config.depth):
             x = vit_block(
                 self.config.num_heads,
@@ -53,7 +69,42 @@ class PixelDecoder(nn.Module):
             )(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 1:])
         pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)
-        return rearrange(pixels, "(b t) n p -> b t n p", b=video.tokens.shape[0])
+        return Painted(rearrange(pixels, "(b t) s p -> b t s p", b=len(places)), places)
+
+    def _places(self, video: VideoFeatures) -> Int[Array, "b t s"]:
+        b, t, n = video.removed_mask.shape
+        if self.deterministic or self.config.target_ratio == 0:
+            return jnp.broadcast_to(jnp.arange(n), (b, t, n))
+        count = num_decoded(
+            n, video.places.shape[2], video.stage_places[0].shape[2], self.config.target_ratio
+        )
+        noise = jax.random.uniform(noise_key(self), (b, t, n))
+        return decoded_places(noise, video.places, video.removed_mask, count)
+
+
+def num_decoded(num_patches: int, num_tokens: int, num_visible: int, target_ratio: float) -> int:
+    """Places that the decoder works on: the tokens', and a part of the removed patches.
+
+    >>> num_decoded(196, 27, 68, 0.5)
+    91
+    """
+    return min(num_patches, num_tokens + num_keep(num_patches - num_visible, target_ratio))
+
+
+def decoded_places(
+    noise: Float[Array, "b t n"],
+    places: Int[Array, "b t m"],
+    removed_mask: Bool[Array, "b t n"],
+    count: int,
+) -> Int[Array, "b t s"]:
+    """The `count` places to decode, ascending: where tokens stand, then removed patches by noise.
+
+    A fused token stands nowhere and is not decoded: one more removed patch takes its slot.
+    """
+    occupied = (places[..., None] == jnp.arange(noise.shape[-1])).any(axis=2)
+    order = jnp.where(occupied, -1.0, jnp.where(removed_mask, noise, 2.0))
+    _, chosen = jax.lax.top_k(-order, count)
+    return jnp.sort(chosen, axis=-1)
 
 
 def scatter_tokens(

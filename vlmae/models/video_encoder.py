@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import PatchMask
 from vlmae.model_config import VideoEncoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, vit_block
+from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class, vit_block, vit_options
+from vlmae.models.temporal import Temporal, with_cls_place
+from vlmae.models.thinning import ThinningBlock
 
 
 class VideoFeatures(NamedTuple):
@@ -18,8 +20,13 @@ class VideoFeatures(NamedTuple):
 
     tokens: Float[Array, "b t m d"]  # patch tokens, [CLS] not among them
     frame_cls: Float[Array, "b t d"]
-    places: Int[Array, "b t m"]  # patch of the frame at which each token stands
+    stage_places: tuple[Int[Array, "b t _"], ...]  # that entered, then after each thinning stage
     removed_mask: Bool[Array, "b t n"]  # True where a patch was masked before the encoder
+
+    @property
+    def places(self) -> Int[Array, "b t m"]:
+        """The patch at which each token stands; NO_PLACE for a fused token."""
+        return self.stage_places[-1]
 
 
 class VideoEncoder(nn.Module):
@@ -28,11 +35,13 @@ class VideoEncoder(nn.Module):
     Attributes:
       config: sizes.
       grid: rows and columns of patches, which fix the positions.
+      keep_rate: fraction of the tokens that survive each thinning stage.
       remat, dtype, attention: see `ModelConfig`.
     """
 
     config: VideoEncoderConfig
     grid: tuple[int, int]
+    keep_rate: float = 1.0
     remat: bool = False
     dtype: str = "float32"
     attention: str = "xla"
@@ -44,9 +53,9 @@ class VideoEncoder(nn.Module):
         """Encodes the patches that `mask` keeps; without a mask, all of them.
 
         The others are dropped before the first matrix product, so they cost nothing and get no
-        gradient.
+        gradient. Only clips (t > 1) go through what needs time.
         """
-        width, (b, t, n, _) = self.config.width, patches.shape
+        b, t, n, _ = patches.shape
         if mask is None:
             kept_ids = jnp.broadcast_to(jnp.arange(n), (b, t, n))
             removed_mask = jnp.zeros((b, t, n), bool)
@@ -54,23 +63,49 @@ class VideoEncoder(nn.Module):
             kept_ids, removed_mask = mask
             patches = jnp.take_along_axis(patches, kept_ids[..., None], axis=2)
 
+        x = self._embed(patches, kept_ids)
+        x, stages = self._blocks(x, rearrange(kept_ids, "b t k -> (b t) k"))
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = rearrange(x, "(b t) q d -> b t q d", t=t)
+        stages = tuple(rearrange(places, "(b t) m -> b t m", t=t) for places in stages)
+        if t > 1 and (self.config.time_frames or self.config.time_depth):
+            temporal = Temporal(self.config, self.remat, self.dtype, name="temporal")
+            tubes = mask is None or self.config.mask.scheme == "tube"
+            x = temporal(x, with_cls_place(stages[-1], n), aligned=tubes and len(stages) == 1)
+        return VideoFeatures(x[:, :, 1:], x[:, :, 0], stages, removed_mask)
+
+    def _embed(
+        self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
+    ) -> Float[Array, "f q d"]:
+        """Tokens with positions, [CLS] first, frames folded into the batch."""
+        width = self.config.width
         embed = nn.Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
         x = embed(patches) + self._positions()[kept_ids].astype(self.dtype)
+        x = rearrange(x, "b t k d -> (b t) k d")
         cls = self.param("cls", BERT_INIT, (width,))
-        cls = repeat(cls.astype(self.dtype), "d -> f 1 d", f=b * t)
-        x = jnp.concatenate([cls, rearrange(x, "b t k d -> (b t) k d")], axis=1)
-        for i in range(self.config.depth):
-            x = vit_block(
-                self.config.num_heads,
-                self.config.mlp_dim,
-                f"block_{i}",
-                remat=self.remat,
-                dtype=self.dtype,
-                attention=self.attention,
-            )(x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = rearrange(x, "(b t) m d -> b t m d", t=t)
-        return VideoFeatures(x[:, :, 1:], x[:, :, 0], kept_ids, removed_mask)
+        return jnp.concatenate([repeat(cls.astype(self.dtype), "d -> f 1 d", f=len(x)), x], axis=1)
+
+    def _blocks(
+        self, x: Float[Array, "f q d"], places: Int[Array, "f k"]
+    ) -> tuple[Float[Array, "f r d"], list[Int[Array, "f _"]]]:
+        """The tokens after all blocks; their places at the start and after each thinning stage."""
+        config, stages = self.config, [places]
+        sizes = (config.num_heads, config.mlp_dim)
+        for i in range(config.depth):
+            name = f"block_{i}"
+            if self.keep_rate < 1 and i in config.sparsify.stages:
+                block = block_class(self.remat, ThinningBlock)(
+                    **vit_options(*sizes, self.dtype, self.attention),
+                    sparsify=config.sparsify,
+                    keep_rate=self.keep_rate,
+                    name=name,
+                )
+                x, places = block(x, places)
+                stages.append(places)
+            else:
+                compute = {"dtype": self.dtype, "attention": self.attention}
+                x = vit_block(*sizes, name, remat=self.remat, **compute)(x)
+        return x, stages
 
     def _positions(self) -> Float[Array, "n d"]:
         rows, cols = self.grid

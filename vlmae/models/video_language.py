@@ -8,10 +8,11 @@ from vlmae.config import ExperimentConfig
 from vlmae.masking import PatchMask
 from vlmae.model_config import ModelConfig
 from vlmae.models.embeddings import normalize_pixels, patchify
+from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
 from vlmae.models.fusion import CrossAttentionFusion
 from vlmae.models.heads import Projection, WordTransform
 from vlmae.models.layers import BERT_INIT
-from vlmae.models.pixel_decoder import PixelDecoder
+from vlmae.models.pixel_decoder import Painted, PixelDecoder
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
 from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
 
@@ -25,7 +26,7 @@ class VideoLanguageModel(nn.Module):
     Attributes:
       config: sizes of all parts.
       image_size: height and width of the frames in pixels.
-      deterministic: no dropout (evaluation).
+      deterministic: no dropout and no noise, and evaluation's keep rate.
     """
 
     config: ModelConfig
@@ -35,12 +36,15 @@ class VideoLanguageModel(nn.Module):
     def setup(self):
         config = self.config
         compute = {"remat": config.remat, "dtype": config.dtype, "attention": config.attention}
-        text_mode = {"deterministic": self.deterministic, **compute}
-        self.video_encoder = VideoEncoder(config.video, self.grid, **compute)
-        self.text_encoder = TextEncoder(config.text, **text_mode)
-        self.fusion = CrossAttentionFusion(config.fusion, config.text, **text_mode)
+        mode = {"deterministic": self.deterministic, **compute}
+        sparsify = config.video.sparsify
+        keep_rate = sparsify.eval_keep_rate if self.deterministic else sparsify.keep_rate
+        self.video_encoder = VideoEncoder(config.video, self.grid, keep_rate, **compute)
+        self.text_encoder = TextEncoder(config.text, **mode)
+        self.frame_selector = FrameSelector(config.selector, self.deterministic, config.dtype)
+        self.fusion = CrossAttentionFusion(config.fusion, config.text, **mode)
         self.pixel_decoder = PixelDecoder(
-            config.pixel_decoder, self.grid, 3 * config.video.patch_size**2, **compute
+            config.pixel_decoder, self.grid, 3 * config.video.patch_size**2, **mode
         )
         self.video_projection = Projection(config.embed_dim)
         self.text_projection = Projection(config.embed_dim)
@@ -88,8 +92,15 @@ class VideoLanguageModel(nn.Module):
         return jnp.clip(value, *TEMPERATURE_RANGE)
 
     def fuse(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
-        """Text tokens that have read the video; row i of one is paired with row i of the other."""
-        return self.fusion(text, video)
+        """Text tokens that have read the frames chosen for them; row i is paired with row i."""
+        choice = self.choose_frames(text, video)
+        return self.fusion(text, video if choice is None else keep_frames(video, choice))
+
+    def choose_frames(self, text: TextFeatures, video: VideoFeatures) -> FrameChoice | None:
+        """The frames of each clip that its text's fusion reads; None where all are (images)."""
+        if self.config.selector.kind == "none" or video.tokens.shape[1] == 1:
+            return None
+        return self.frame_selector(text, video)
 
     def match(self, fused: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
         """Logits of (does not match, matches) from the fused [CLS], float32."""
@@ -102,8 +113,8 @@ class VideoLanguageModel(nn.Module):
         scores = self.text_encoder.word_scores(self.word_transform(fused))
         return scores.astype(jnp.float32) + bias
 
-    def decode_pixels(self, video: VideoFeatures) -> Float[Array, "b t n p"]:
-        """Predicted pixels of every patch, in the space of the reconstruction target."""
+    def decode_pixels(self, video: VideoFeatures) -> Painted:
+        """Predicted pixels of every patch, or of some in training (`target_ratio`)."""
         return self.pixel_decoder(video)
 
 
