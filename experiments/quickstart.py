@@ -10,6 +10,7 @@ Result (2 CPU cores, jax 0.10.2, one seed, 205 s of training): text to video R@1
 """
 
 from data_pipelines.config import DataConfig, SourceConfig
+from experiments._sweeps import SWEEPS
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
 from vlmae.model_config import (
@@ -54,4 +55,4 @@ def get_config() -> ExperimentConfig:
 
 
 if __name__ == "__main__":
-    main(get_config)
+    main(get_config, SWEEPS)

@@ -16,6 +16,7 @@ Protocol A (12 min): 4.5 / 12.7 / 22.3.
 """
 
 from data_pipelines.config import DataConfig, SourceConfig
+from experiments._sweeps import SWEEPS
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
 from vlmae.model_config import (
@@ -63,4 +64,4 @@ def get_config() -> ExperimentConfig:
 
 
 if __name__ == "__main__":
-    main(get_config)
+    main(get_config, SWEEPS)

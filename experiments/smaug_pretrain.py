@@ -8,8 +8,8 @@ Data: WebVid-2M and CC3M, prepared as `webvid` and `cc3m` from one's own copy:
     python -m data_pipelines.prepare manifest --name cc3m --split train=...
 
 The recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
-alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, batch size
-and decoder are ours. Stage 2 is `smaug_pretrain_stage2.py`.
+alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, keep rate,
+batch size and decoder are ours. Stage 2 is `smaug_pretrain_stage2.py`.
 
 Result: not yet run.
 """
@@ -17,7 +17,12 @@ Result: not yet run.
 from data_pipelines.config import DataConfig, SourceConfig
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig, OptimConfig, TrainConfig
-from vlmae.model_config import ModelConfig
+from vlmae.model_config import (
+    ModelConfig,
+    PixelDecoderConfig,
+    SparsifyConfig,
+    VideoEncoderConfig,
+)
 
 WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
 BATCH_SIZE, EPOCHS = 512, 10
@@ -25,7 +30,7 @@ EPOCH_STEPS = (WEBVID_CLIPS + CC3M_IMAGES) // BATCH_SIZE
 
 
 def get_config() -> ExperimentConfig:
-    """B/16 in bfloat16, 65 % of the patches and half of the words masked."""
+    """B/16 in bfloat16; 65 % of patches, half of the words masked; 30 % thinned a stage."""
     return ExperimentConfig(
         name="smaug_pretrain",
         data=DataConfig(
@@ -41,7 +46,10 @@ def get_config() -> ExperimentConfig:
             flip=True,
             num_workers=16,
         ),
-        model=ModelConfig(),  # the defaults are B/16, BERT-base split 9 + 3, decoder 4 x 384
+        model=ModelConfig(  # the defaults are B/16, BERT-base split 9 + 3, decoder 4 x 384
+            video=VideoEncoderConfig(sparsify=SparsifyConfig(keep_rate=0.7)),
+            pixel_decoder=PixelDecoderConfig(target_ratio=0.5),
+        ),
         optim=OptimConfig(
             learning_rate=1e-4,
             warmup_steps=EPOCH_STEPS,

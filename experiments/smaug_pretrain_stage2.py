@@ -2,7 +2,9 @@
 
     python experiments/smaug_pretrain_stage2.py --train.init-from runs/smaug_pretrain
 
-WebVid-2M only, AdamW at 5e-5, 5 epochs (as in the system SMAUG builds on, Singularity).
+WebVid-2M only, AdamW at 5e-5, 5 epochs (as in the system SMAUG builds on, Singularity). What needs
+time begins here: the frame selector keeps two of four frames, and frames get temporal embeddings,
+which start at zero.
 
 Result: not yet run.
 """
@@ -13,6 +15,7 @@ from data_pipelines.config import SourceConfig
 from experiments import smaug_pretrain
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
+from vlmae.model_config import FrameSelectorConfig
 
 BATCH_SIZE, EPOCHS = 128, 5
 EPOCH_STEPS = smaug_pretrain.WEBVID_CLIPS // BATCH_SIZE
@@ -22,9 +25,15 @@ def get_config() -> ExperimentConfig:
     """Stage 1 with other data, a smaller batch and half the learning rate."""
     stage1 = smaug_pretrain.get_config()
     clips = SourceConfig("webvid", "train", num_frames=4)
+    model = dataclasses.replace(
+        stage1.model,
+        video=dataclasses.replace(stage1.model.video, time_frames=4),
+        selector=FrameSelectorConfig("mlp", frames=2),
+    )
     return dataclasses.replace(
         stage1,
         name="smaug_pretrain_stage2",
+        model=model,
         data=dataclasses.replace(stage1.data, train=(clips,), batch_size=BATCH_SIZE),
         optim=dataclasses.replace(stage1.optim, learning_rate=5e-5, warmup_steps=EPOCH_STEPS),
         train=dataclasses.replace(

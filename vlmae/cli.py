@@ -1,9 +1,8 @@
-"""The last line of every experiment file: `main(get_config)`."""
+"""The last line of every experiment file: `main(get_config)`, with its sweeps if it has any."""
 
 import dataclasses
 import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,22 @@ from data_pipelines.prepare import prepare
 from data_pipelines.stored import open_source, tokenizer_for
 from data_pipelines.tokenize import Tokenizer
 from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
 from vlmae.evaluate import evaluate
+from vlmae.result import write_result
+from vlmae.sweep import (
+    COMPLETE,
+    Sweep,
+    SweepRun,
+    choose_sweeps,
+    format_runs,
+    overruled_flags,
+    plan_runs,
+    run_at,
+    run_state,
+    sweep_name,
+)
+from vlmae.sweep_process import end_with_sweep, errors_recorded, run_all
 from vlmae.train import NonFiniteLoss, TooManyBadClips, train
 
 GENERATED = ("shapes",)  # data sets that need no input, so they are made on first use
@@ -33,14 +47,32 @@ class Command:
     # Its fields stand at the top level: --model.video.mask.ratio, not --config.model...
     config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     workdir: Path | None = None
-    """Config, metrics, checkpoints and results go here; None is runs/NAME."""
+    """Config, metrics, checkpoints and results go here; None is runs/NAME. The runs of a sweep
+    have a directory each in here, named by what the sweep sets."""
+    sweep: str = ""
+    """Sweeps of this file, separated by commas: runs their product. What a sweep sets wins over the
+    same field given as a flag; all other flags hold for every run."""
+    list_runs: Annotated[bool, tyro.conf.arg(name="list"), tyro.conf.FlagCreatePairsOff] = False
+    """Only print the runs of the sweep and how far each is; touches nothing."""
+    index: int | None = None
+    """Only run this one of the sweep, counted from 0."""
+
+    @property
+    def root(self) -> Path:
+        """The work directory, or that of the whole sweep."""
+        return self.workdir or Path("runs") / self.config.name
 
 
-def main(get_config: Callable[[], ExperimentConfig]) -> None:
-    """Trains and evaluates an experiment; every field of its config is a flag.
+def main(get_config: Callable[[], ExperimentConfig], sweeps: Sequence[Sweep] = ()) -> None:
+    """Trains and evaluates an experiment, or each run of a sweep; every config field is a flag.
 
     An error that the user can mend (a bad field, missing data, another run's directory) ends with
-    one line on stderr and exit code 1; its traceback goes to `error.txt` in the work directory.
+    one line on stderr and exit code 1; the traceback of any error goes to `error.txt` in the work
+    directory.
+
+    Args:
+      get_config: makes the experiment's config.
+      sweeps: functions `sweep_NAME()` that yield overrides, see `vlmae.sweep`.
     """
     try:
         command = tyro.cli(
@@ -51,17 +83,52 @@ def main(get_config: Callable[[], ExperimentConfig]) -> None:
         )
     except ValueError as error:  # get_config() itself made a config that the checks refuse
         sys.exit(f"error: {error}")
-    workdir = command.workdir or Path("runs") / command.config.name
     try:
-        run_experiment(command.config, workdir)
+        if command.sweep:
+            run_sweep(command, sweeps)
+        elif command.list_runs or command.index is not None:
+            names = ", ".join(sweep_name(sweep) for sweep in sweeps) or "none"
+            raise ValueError(f"--list and --index need --sweep NAMES; there is: {names}")
+        else:
+            with errors_recorded(command.root):
+                run_experiment(command.config, command.root)
     except USER_ERRORS as error:
-        if workdir.is_dir():
-            (workdir / "error.txt").write_text(traceback.format_exc())
         sys.exit(f"error: {error}")
+
+
+def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
+    """Lists a sweep, or runs one of it in this process, or all of it in a process each."""
+    runs = plan_runs(choose_sweeps(sweeps, command.sweep), command.root)
+    chosen = runs if command.index is None else [run_at(runs, command.index)]
+    if command.list_runs:
+        print(format_runs(command.config, chosen))
+    for field in overruled_flags(runs, sys.argv[1:]):
+        print(f"note: the sweep sets {field}, so its flag is not used", file=sys.stderr)
+    if command.list_runs:
+        return
+    if command.index is not None:
+        end_with_sweep()
+        run_one(command.config, chosen[0])
+    else:
+        code = run_all(command.config, runs, [sys.executable, *sys.argv])
+        if code:
+            sys.exit(code)
+
+
+def run_one(base: ExperimentConfig, run: SweepRun) -> None:
+    """Runs one of a sweep, unless it is complete."""
+    run.workdir.mkdir(parents=True, exist_ok=True)  # even a refused config leaves its error there
+    with errors_recorded(run.workdir):
+        if run_state(base, run) == COMPLETE:
+            print(f"already complete: {run.workdir}")
+        else:
+            run_experiment(override(base, run.changes), run.workdir)
 
 
 def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     """Prepares what can be generated, resolves the config, trains, and evaluates.
+
+    The last file it writes is `result.json`: where that is, the run is complete.
 
     Returns:
       The metrics of the final evaluation.
@@ -89,6 +156,7 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         )
 
     result = train(config, workdir, make_batches, evaluate_step)
+    write_result(workdir, config.train.steps, result, config.data.batch_size)
     if config.objectives.vtc:
         print((workdir / "retrieval.md").read_text())
     print(f"results, metrics and pictures are in {workdir}")

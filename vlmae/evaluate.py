@@ -1,4 +1,4 @@
-"""Evaluation of a run: retrieval on a split, its table, and the reconstruction picture.
+"""Evaluation of a run: retrieval on a split, its table, and a picture of what the model does.
 
 python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from data_pipelines.pipeline import EvalData, eval_data
-from vlmae.analysis.reconstruction import reconstruct, save_reconstruction
+from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
 from vlmae.config import ExperimentConfig, MeshConfig, load_config
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
@@ -41,7 +41,7 @@ def evaluate(
     model = build_model(config)
     out_dir.mkdir(parents=True, exist_ok=True)
     if config.objectives.mvm:
-        picture_reconstruction(config, params, data, out_dir / "reconstruction.png")
+        picture_first_clips(config, params, data, out_dir / "reconstruction.png")
     if not config.objectives.vtc:
         return {}
     result = evaluate_retrieval(
@@ -57,10 +57,10 @@ def evaluate(
     return {f"retrieval/{name}": value for name, value in result.items()}
 
 
-def picture_reconstruction(
+def picture_first_clips(
     config: ExperimentConfig, params: PyTree, data: EvalData, path: Path
 ) -> None:
-    """Draws the first clips of the evaluation data, masked and painted.
+    """Draws the first clips of the evaluation data: masked, thinned, chosen for, painted.
 
     Raises:
       ValueError: no clip can be decoded.
@@ -71,8 +71,7 @@ def picture_reconstruction(
         raise ValueError(f"none of the {data.num_clips} evaluation clips can be decoded")
     batch = jax.tree.map(lambda x: x[batch.valid][:PICTURED_CLIPS], batch)
     captions = [data.texts.captions[_first(data.texts.media_ids, i)] for i in batch.media_ids]
-    result = reconstruct(build_model(config), jax.device_get(params), batch, config.seed)
-    save_reconstruction(result, captions, path)
+    save_picture(config, jax.device_get(params), batch, captions, path)
 
 
 def _first(values: np.ndarray, wanted: np.int32) -> int:

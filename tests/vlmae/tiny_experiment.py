@@ -46,5 +46,18 @@ def get_config() -> ExperimentConfig:
     )
 
 
+def sweep_ratio():
+    """The second one is no ratio, so its run fails."""
+    for ratio in (0.25, 1.5, 0.5):
+        yield {"model.video.mask.ratio": ratio}
+
+
+def sweep_seed():
+    """Two seeds."""
+    yield from ({"seed": seed} for seed in (0, 1))
+
+
+SWEEPS = (sweep_ratio, sweep_seed)
+
 if __name__ == "__main__":
-    main(get_config)
+    main(get_config, sweeps=SWEEPS)

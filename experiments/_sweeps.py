@@ -1,0 +1,39 @@
+"""Sweeps that several experiments share. An experiment's last line names those it offers."""
+
+from collections.abc import Iterator
+
+Changes = dict[str, object]  # dotted field names -> values
+
+
+def sweep_video_ratio() -> Iterator[Changes]:
+    """The fraction of patches removed; 0 is dense, and leaves MVM nothing to reconstruct."""
+    yield {"model.video.mask.ratio": 0.0, "objectives.mvm": 0.0}
+    for ratio in (0.25, 0.5, 0.65, 0.75, 0.9):
+        yield {"model.video.mask.ratio": ratio}
+
+
+def sweep_text_ratio() -> Iterator[Changes]:
+    """The fraction of words that MLM hides."""
+    for ratio in (0.15, 0.3, 0.5, 0.7):
+        yield {"objectives.mlm_ratio": ratio}
+
+
+def sweep_keep_rate() -> Iterator[Changes]:
+    """The fraction of tokens that survives each thinning stage; 1 thins nothing."""
+    for rate in (1.0, 0.85, 0.7, 0.5):
+        yield {"model.video.sparsify.keep_rate": rate}
+
+
+def sweep_frames_kept() -> Iterator[Changes]:
+    """Frames that the fusion reads, chosen for the text."""
+    for frames in (1, 2, 3, 4):
+        yield {"model.selector.kind": "mlp", "model.selector.frames": frames}
+
+
+def sweep_seed() -> Iterator[Changes]:
+    """Three seeds."""
+    for seed in (0, 1, 2):
+        yield {"seed": seed}
+
+
+SWEEPS = (sweep_video_ratio, sweep_text_ratio, sweep_keep_rate, sweep_frames_kept, sweep_seed)

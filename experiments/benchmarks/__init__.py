@@ -1,0 +1,1 @@
+"""Measurements: each prints one table and says what it ran on."""

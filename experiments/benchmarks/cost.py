@@ -1,0 +1,206 @@
+"""What each part of SMAUG saves: operations, memory and time of a whole training step.
+
+    python -m experiments.benchmarks.cost
+    python -m experiments.benchmarks.cost --sizes S --rounds 5 --out-dir runs/cost
+
+Four frames of 224 px and 32 words, random data. Time is measured in rounds, each of which runs one
+step of every variant; a ratio compares two steps of the same round, and the median over the rounds
+is reported. One variant's state is in memory at a time.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.records import Batch
+from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
+from vlmae.config_tree import override
+from vlmae.model_config import (
+    MaskConfig,
+    ModelConfig,
+    PixelDecoderConfig,
+    TextEncoderConfig,
+    VideoEncoderConfig,
+)
+from vlmae.sharding import make_mesh, put_batch
+from vlmae.train import make_init, make_step
+from vlmae.workdir import environment
+
+Size = Literal["S", "B"]
+WIDTHS = {"S": 384, "B": 768}
+VOCAB_SIZE = 30522  # BERT's
+# The encoder sees 195 of 196 patches: as good as dense, and MVM still has something to paint.
+ONE_PATCH = 1 / 196
+
+MASKED = {"model.video.mask.ratio": 0.65}
+SPARSIFIED = MASKED | {"model.video.sparsify.keep_rate": 0.7}
+FULL = SPARSIFIED | {"model.selector.kind": "mlp", "model.pixel_decoder.target_ratio": 0.5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dense, all four objectives": {},
+    "dense, without MVM": {"objectives.mvm": 0.0},
+    "masked 0.65": MASKED,
+    "+ sparsified 0.7 at blocks 3, 6, 9": SPARSIFIED,
+    "+ 2 of 4 frames, half of the targets": FULL,
+    "+ masked text for all objectives": FULL | {"objectives.mask_text_for": "all"},
+}
+
+
+class Program(NamedTuple):
+    """A compiled training step and what the compiler says of it."""
+
+    run: Callable
+    init: Callable
+    flops: float  # of a step
+    temporary_bytes: int
+    compile_secs: float
+
+
+def base_config(size: Size, batch_size: int, dtype: str) -> ExperimentConfig:
+    """The dense model: ViT-S/16 with a text half as wide, or ViT-B/16 and BERT-base."""
+    width = WIDTHS[size]
+    layer = {"width": width, "num_heads": width // 64, "mlp_dim": 4 * width}
+    return ExperimentConfig(
+        data=DataConfig(
+            train=(SourceConfig(num_frames=4),), batch_size=batch_size, image_size=224, text_len=32
+        ),
+        model=ModelConfig(
+            video=VideoEncoderConfig(**layer, mask=MaskConfig(ratio=ONE_PATCH)),
+            text=TextEncoderConfig(**layer, vocab_size=VOCAB_SIZE),
+            pixel_decoder=PixelDecoderConfig(width=width // 2, num_heads=width // 128),
+            dtype=dtype,
+        ),
+        objectives=ObjectivesConfig(),
+        train=TrainConfig(steps=1000),
+    )
+
+
+def random_batch(config: ExperimentConfig) -> Batch:
+    """Noise of the right shapes; every row valid, every caption of full length."""
+    rng, data = np.random.default_rng(0), config.data
+    b, side, frames = data.batch_size, data.image_size, data.train[0].num_frames
+    return Batch(
+        video=rng.integers(0, 256, (b, frames, side, side, 3), dtype=np.uint8),
+        text_ids=rng.integers(1000, VOCAB_SIZE, (b, data.text_len), dtype=np.int32),
+        text_mask=np.ones((b, data.text_len), bool),
+        media_ids=np.arange(b, dtype=np.int32),
+        valid=np.ones(b, bool),
+    )
+
+
+def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Program:
+    """Compiles the training step of a config."""
+    init = jax.jit(make_init(config))
+    state = jax.eval_shape(init, 0)
+    start = time.perf_counter()
+    program = make_step(config, mesh, state).lower(state, batch).compile()
+    return Program(
+        run=program,
+        init=init,
+        flops=program.cost_analysis()["flops"],
+        temporary_bytes=program.memory_analysis().temp_size_in_bytes,
+        compile_secs=time.perf_counter() - start,
+    )
+
+
+def time_step(program: Program, batch: Batch) -> float:
+    """Seconds of one step from a fresh state."""
+    state = jax.block_until_ready(program.init(0))
+    start = time.perf_counter()
+    jax.block_until_ready(program.run(state, batch))
+    return time.perf_counter() - start
+
+
+def measure(size: Size, batch_size: int, rounds: int, dtype: str) -> list[dict]:
+    """One row of figures for each variant; ratios are those of the first variant to this one."""
+    base = base_config(size, batch_size, dtype)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    batch = put_batch(random_batch(base), mesh)
+    programs = {}
+    for name, changes in VARIANTS.items():
+        programs[name] = compile_step(override(base, changes), mesh, batch)
+        print(f"{size}: compiled {name!r} in {programs[name].compile_secs:.0f} s", flush=True)
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(1 + rounds):  # the first round only warms up
+        for name, program in programs.items():
+            secs = time_step(program, batch)
+            times[name] += [secs] * (number > 0)
+        print(f"{size}: round {number} of {rounds}", flush=True)
+    return [row(size, name, programs, times, batch_size) for name in programs]
+
+
+def row(
+    size: Size,
+    name: str,
+    programs: dict[str, Program],
+    times: dict[str, list[float]],
+    batch_size: int,
+) -> dict:
+    """The figures of one variant."""
+    first, program = next(iter(programs)), programs[name]
+    ratios = [dense / own for dense, own in zip(times[first], times[name], strict=True)]
+    return {
+        "size": size,
+        "variant": name,
+        "gflops_per_clip": program.flops / batch_size / 1e9,
+        "flops_ratio": programs[first].flops / program.flops,
+        "temporary_gib": program.temporary_bytes / 2**30,
+        "memory_ratio": programs[first].temporary_bytes / program.temporary_bytes,
+        "secs_per_clip": statistics.median(times[name]) / batch_size,
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+    }
+
+
+def format_table(rows: list[dict]) -> str:
+    """Markdown; "x" columns say how many times cheaper than the first row of the size."""
+    lines = [
+        "| ViT | step | billion operations a clip | x | temporary memory, GiB | x | s a clip | x "
+        "(range) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        low, high = r["time_ratio_range"]
+        lines.append(
+            f"| {r['size']}/16 | {r['variant']} | {r['gflops_per_clip']:.0f} | "
+            f"{r['flops_ratio']:.2f} | {r['temporary_gib']:.2f} | {r['memory_ratio']:.2f} | "
+            f"{r['secs_per_clip']:.2f} | {r['time_ratio']:.2f} ({low:.2f}-{high:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    sizes: tuple[Size, ...] = ("S", "B"),
+    batch_size: int = 4,
+    rounds: int = 3,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    out_dir: Path = Path("runs/benchmarks"),
+) -> None:
+    """Prints the table and writes cost.md and cost.json.
+
+    Args:
+      sizes: S and B, or one of them.
+      batch_size: clips in a step.
+      rounds: measured rounds, after one that warms up.
+      dtype: of the activations; bfloat16 is slower than float32 on most CPUs.
+      out_dir: where the table goes.
+    """
+    rows = [r for size in sizes for r in measure(size, batch_size, rounds, dtype)]
+    settings = {"batch_size": batch_size, "rounds": rounds, "dtype": dtype}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    report = {"settings": settings, "environment": environment(), "rows": rows}
+    (out_dir / "cost.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out_dir / "cost.md").write_text(format_table(rows) + "\n")
+    print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main, description=__doc__)
