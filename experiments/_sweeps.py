@@ -30,10 +30,29 @@ def sweep_frames_kept() -> Iterator[Changes]:
         yield {"model.selector.kind": "mlp", "model.selector.frames": frames}
 
 
+def sweep_method() -> Iterator[Changes]:
+    """Dense, masked, and all of SMAUG: masked, thinned, half of the frames fused, half painted."""
+    masked = {"model.video.mask.ratio": 0.65}
+    yield {"model.video.mask.ratio": 0.0, "objectives.mvm": 0.0}
+    yield masked
+    yield masked | {
+        "model.video.sparsify.keep_rate": 0.7,
+        "model.selector.kind": "mlp",
+        "model.pixel_decoder.target_ratio": 0.5,
+    }
+
+
 def sweep_seed() -> Iterator[Changes]:
     """Three seeds."""
     for seed in (0, 1, 2):
         yield {"seed": seed}
 
 
-SWEEPS = (sweep_video_ratio, sweep_text_ratio, sweep_keep_rate, sweep_frames_kept, sweep_seed)
+SWEEPS = (
+    sweep_video_ratio,
+    sweep_text_ratio,
+    sweep_keep_rate,
+    sweep_frames_kept,
+    sweep_method,
+    sweep_seed,
+)

@@ -17,6 +17,7 @@ from vlmae.model_config import (
     FusionConfig,
     ModelConfig,
     PixelDecoderConfig,
+    SparsifyConfig,
     TextEncoderConfig,
     VideoEncoderConfig,
 )
@@ -38,7 +39,16 @@ def get_config() -> ExperimentConfig:
             num_workers=1,
         ),
         model=ModelConfig(
-            video=VideoEncoderConfig(width=96, depth=3, num_heads=3, mlp_dim=384, patch_size=8),
+            video=VideoEncoderConfig(
+                width=96,
+                depth=3,
+                num_heads=3,
+                mlp_dim=384,
+                patch_size=8,
+                time_frames=4,  # captions name the order of two motions
+                time_depth=1,
+                sparsify=SparsifyConfig(stages=(1, 2)),  # for sweeps; its keep rate of 1 is off
+            ),
             text=TextEncoderConfig(
                 width=96, depth=2, num_heads=3, mlp_dim=384, max_len=32, dropout=0.0
             ),

@@ -23,6 +23,7 @@ from vlmae.model_config import (
     FusionConfig,
     ModelConfig,
     PixelDecoderConfig,
+    SparsifyConfig,
     TextEncoderConfig,
     VideoEncoderConfig,
 )
@@ -47,7 +48,14 @@ def get_config() -> ExperimentConfig:
             num_workers=1,
         ),
         model=ModelConfig(
-            video=VideoEncoderConfig(width=96, depth=4, num_heads=3, mlp_dim=384, patch_size=8),
+            video=VideoEncoderConfig(
+                width=96,
+                depth=4,
+                num_heads=3,
+                mlp_dim=384,
+                patch_size=8,
+                sparsify=SparsifyConfig(stages=(1, 2, 3)),  # for sweeps; its keep rate of 1 is off
+            ),
             text=TextEncoderConfig(
                 width=96, depth=2, num_heads=3, mlp_dim=384, max_len=32, dropout=0.1
             ),

@@ -1,0 +1,38 @@
+"""The cost benchmark: what it compares are the steps it says, and its ratios are pairwise."""
+
+import jax
+import pytest
+
+from experiments.benchmarks import cost
+from vlmae.config_tree import override
+from vlmae.masking import num_keep
+from vlmae.train import make_init
+
+
+def program(flops: float, temporary_bytes: int) -> cost.Program:
+    return cost.Program(None, None, flops, temporary_bytes, 0.0)
+
+
+def test_ratios_compare_steps_of_one_round():
+    programs = {"dense": program(8e9, 4 * 2**30), "sparse": program(2e9, 2**30)}
+    times = {"dense": [4.0, 8.0, 3.0], "sparse": [2.0, 2.0, 2.0]}
+    row = cost.row("S", "sparse", programs, times, batch_size=4)
+    assert (row["gflops_per_clip"], row["flops_ratio"]) == (0.5, 4.0)
+    assert (row["temporary_gib"], row["memory_ratio"]) == (1.0, 4.0)
+    assert row["secs_per_clip"] == 0.5
+    assert (row["time_ratio"], row["time_ratio_range"]) == (2.0, [1.5, 4.0])
+    assert "| S/16 | sparse | 0 | 4.00 | 1.00 | 4.00 | 0.50 | 2.00 (1.50-4.00) |" in (
+        cost.format_table([row])
+    )
+
+
+@pytest.mark.parametrize("size", ["S", "B"])
+def test_every_variant_builds_and_sees_the_tokens_of_its_name(size):
+    base = cost.base_config(size, batch_size=2, dtype="float32")
+    seen = {}
+    for name, changes in cost.VARIANTS.items():
+        config = override(base, changes)
+        jax.eval_shape(make_init(config), 0)
+        patches = (config.data.image_size // config.model.video.patch_size) ** 2
+        seen[name] = num_keep(patches, config.model.video.mask.ratio)
+    assert list(seen.values()) == [195, 195, 68, 68, 68, 68]
