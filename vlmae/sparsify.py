@@ -141,7 +141,7 @@ def choose_frames(scores: Float[Array, "b t"], count: int) -> ChosenFrames:
     _, frames = jax.lax.top_k(scores, count)
     frames = jnp.sort(frames, axis=-1)
     soft = jnp.take_along_axis(jax.nn.softmax(scores, axis=-1), frames, axis=-1)
-    return ChosenFrames(frames, 1.0 + soft - jax.lax.stop_gradient(soft))
+    return ChosenFrames(frames, 1.0 + (soft - jax.lax.stop_gradient(soft)))
 
 
 def uniform_frames(num_frames: int, count: int) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Trains and evaluates the tiny experiment on meshes of eight simulated devices; run by a test.
 
-Prints one JSON object: for each mesh the losses of every step, how parameters are cut, and the
-retrieval metrics. It is a process of its own because the number of devices is fixed at the start.
+Writes one JSON object: for each mesh the losses of every step, how parameters are cut, and the
+retrieval metrics; beside them losses of local scopes, and what is said about wrong sizes. It is a
+process of its own because the number of devices is fixed at the start.
 
 python tests/vlmae/sharding_script.py DATA_DIR WORKDIR
 """
@@ -14,17 +15,28 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_experiment
+from helpers import randomize
 from jaxtyping import PyTree
 
 from data_pipelines.pipeline import EvalData, eval_data, train_batches
+from data_pipelines.records import Batch
 from data_pipelines.stored import tokenizer_for
 from vlmae.checkpoint import Checkpoints
 from vlmae.cli import with_vocabulary
 from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config_tree import override
 from vlmae.evaluate import evaluate_workdir
 from vlmae.evaluators.retrieval import evaluate_retrieval
 from vlmae.models.video_language import build_model
-from vlmae.sharding import make_mesh, path_name, put_batch, state_shardings
+from vlmae.objectives import compute_losses
+from vlmae.sharding import (
+    batch_shards,
+    make_mesh,
+    path_name,
+    put_batch,
+    replicated,
+    state_shardings,
+)
 from vlmae.state import TrainState
 from vlmae.train import make_checked_mesh, make_init, make_step
 from vlmae.workdir import claim_workdir
@@ -36,12 +48,16 @@ MESHES = {
     "mixed": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 EVALUATED = ("single", "mixed")  # beside the restored run, which is evaluated on data=8
+CUT = ("data", "fsdp", "mixed")
 STEPS = 3
 
 
 def get_config(data_dir: str) -> ExperimentConfig:
-    """All four objectives with dropout; a batch of 16, so that every device has two rows."""
-    config = tiny_experiment.get_config()
+    """All four objectives with dropout; a batch of 16, so that every device has two rows.
+
+    Negatives come from the global batch, so that they are the same on every mesh.
+    """
+    config = override(tiny_experiment.get_config(), {"objectives.vtm_scope": "global"})
     data = dataclasses.replace(config.data, data_dir=data_dir, batch_size=16, eval_batch_size=8)
     config = dataclasses.replace(config, data=data)
     return with_vocabulary(config, tokenizer_for(config.data))
@@ -80,16 +96,39 @@ def evaluate(config: ExperimentConfig, params: PyTree, mesh: jax.sharding.Mesh, 
     return evaluate_retrieval(model, params, data, mesh, batch_size=8, rerank_top_k=3).metrics
 
 
+def scoped_losses(config: ExperimentConfig, mesh: jax.sharding.Mesh, parts: int) -> dict:
+    """Metrics of the first batch with random parameters; VTC and VTM stay within `parts` shards."""
+    local = {"objectives.vtc_scope": "local", "objectives.vtm_scope": "local"}
+    objectives = override(config, local).objectives
+    model, init = build_model(config), make_init(config)
+
+    def losses(params: PyTree, batch: Batch) -> dict:
+        args = (batch, jax.random.key(0), objectives, parts)
+        return model.apply({"params": params}, *args, method=compute_losses).metrics
+
+    with jax.set_mesh(mesh), train_batches(config.data, 0, seed=config.seed) as batches:
+        state = jax.jit(init, out_shardings=replicated(mesh))(config.seed)
+        params = jax.device_put(randomize(jax.device_get(state.params)), replicated(mesh))
+        metrics = jax.jit(losses)(params, put_batch(next(batches), mesh))
+        return jax.tree.map(float, jax.device_get(metrics))
+
+
 def errors(config: ExperimentConfig) -> dict[str, str]:
-    """What is said about sizes that eight devices do not divide."""
+    """What is said about sizes that do not fit eight devices."""
     data, split = config.data, MeshConfig(data=2, fsdp=4)
     odd_batch = dataclasses.replace(data, batch_size=12)
     odd_eval = dataclasses.replace(data, eval_batch_size=12)
     parts = dataclasses.replace(config.optim, accumulate_steps=4)
+    one_row = {"objectives.vtm_scope": "local", "data.batch_size": 8}
     configs = {
         "batch": dataclasses.replace(config, mesh=split, data=odd_batch),
         "eval_batch": dataclasses.replace(config, mesh=split, data=odd_eval),
         "part": dataclasses.replace(config, mesh=split, optim=parts),
+        "one_row": override(config, one_row),
+        "one_row_of_a_part": override(
+            config, one_row | {"data.batch_size": 16, "optim.accumulate_steps": 2}
+        ),
+        "one_row_global": override(config, {"data.batch_size": 8}),
         "heads": dataclasses.replace(config, mesh=MeshConfig(tensor=4)),
     }
     said = {}
@@ -113,6 +152,13 @@ def main(data_dir: str, workdir: str) -> None:
         tokenizer_for(config.data).save(folder / "tokenizer")
         evaluated = data if name in EVALUATED else None
         results[name] = run(config, make_mesh(sizes, devices), evaluated, folder)
+    single, cut = make_mesh(MESHES["single"], jax.devices()[:1]), make_mesh(MESHES["data"])
+    results["scopes"] = {
+        "devices": scoped_losses(config, cut, batch_shards(cut)),
+        "shards": scoped_losses(config, single, 8),
+        "whole": scoped_losses(config, single, 1),
+    }
+    results["batch_shards"] = {name: batch_shards(make_mesh(MESHES[name])) for name in CUT}
     results["restored"] = evaluate_workdir(Path(workdir) / "fsdp", rerank_top_k=3)
     (Path(workdir) / "results.json").write_text(json.dumps(results))
 

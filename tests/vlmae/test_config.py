@@ -97,6 +97,83 @@ def test_every_check_names_its_field(make, message):
         make()
 
 
+def of_video(**changes) -> m.ModelConfig:
+    return m.ModelConfig(video=m.VideoEncoderConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: m.SparsifyConfig(keep_rate=0.0), r"sparsify.keep_rate must be in \(0, 1\], not 0"),
+        (lambda: m.SparsifyConfig(eval_keep_rate=1.5), "sparsify.eval_keep_rate must be in .* 1.5"),
+        (
+            lambda: m.SparsifyConfig(warmup_rates=(1.0, 0.0), warmup_steps=2),
+            "sparsify.warmup_rates.1 must be in",
+        ),
+        (lambda: m.SparsifyConfig(warmup_steps=-1), "sparsify.warmup_steps is negative: -1"),
+        (lambda: m.SparsifyConfig(warmup_steps=5), "and sparsify.warmup_steps=5 go together"),
+        (
+            lambda: m.SparsifyConfig(warmup_rates=(0.9,)),
+            r"sparsify.warmup_rates=\(0.9,\) and sparsify.warmup_steps=0 go together",
+        ),
+        (lambda: m.SparsifyConfig(stages=(6, 3)), r"sparsify.stages=\(6, 3\) must be ascending"),
+        (lambda: m.SparsifyConfig(stages=(3, 3)), r"sparsify.stages=\(3, 3\) must be ascending"),
+        (lambda: m.SparsifyConfig(stages=(-1,)), r"sparsify.stages=\(-1,\) must be ascending"),
+        (
+            lambda: of_video(depth=9, sparsify=m.SparsifyConfig(eval_keep_rate=0.7)),
+            r"model.video.sparsify.stages=\(3, 6, 9\) must name blocks of the 9 that "
+            "model.video.depth gives",
+        ),
+        (
+            lambda: of_video(sparsify=m.SparsifyConfig(keep_rate=0.7, stages=())),
+            r"model.video.sparsify.stages=\(\) must name blocks",
+        ),
+        (
+            lambda: of_video(
+                depth=2, sparsify=m.SparsifyConfig(warmup_rates=(0.9,), warmup_steps=1)
+            ),
+            "model.video.sparsify.stages=",
+        ),
+        (lambda: of_video(time_frames=-1), "model.video.time_frames must not be negative: -1"),
+        (lambda: of_video(time_depth=-2), "model.video.time_depth must not be negative: -2"),
+        (lambda: m.FrameSelectorConfig(frames=-1), "selector.frames must not be negative: -1"),
+        (
+            lambda: m.FrameSelectorConfig(width=10),
+            "selector.num_heads=4 does not divide selector.width=10",
+        ),
+        (
+            lambda: m.PixelDecoderConfig(target_ratio=1.0),
+            r"pixel_decoder.target_ratio must be in \[0, 1\), not 1.0",
+        ),
+        (
+            lambda: c.ObjectivesConfig(mlm=0.0, mask_text_for="all"),
+            "objectives.mask_text_for=all hides words, but objectives.mlm is 0",
+        ),
+        (
+            lambda: override(c.ExperimentConfig(), {"objectives.vtm_scope": "shard"}),
+            "objectives.vtm_scope='shard' is none of global, local",
+        ),
+        (
+            lambda: override(c.ExperimentConfig(), {"model.video.sparsify.score": "max"}),
+            "model.video.sparsify.score='max' is none of cls_attention",
+        ),
+    ],
+)
+def test_every_check_of_sparsification_names_its_field(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_is_switched_off_needs_no_stages():
+    assert not of_video(depth=1).video.sparsify.is_used
+
+
+def test_the_number_of_frames_kept():
+    half, three = m.FrameSelectorConfig("mlp"), m.FrameSelectorConfig("mlp", frames=3)
+    assert [half.count(t) for t in (1, 2, 3, 4, 12)] == [1, 1, 1, 2, 6]
+    assert [three.count(t) for t in (2, 3, 12)] == [2, 3, 3]
+
+
 def test_override_changes_the_named_fields_only():
     old = get_config()
     new = override(old, {"model.video.mask.ratio": 0.75, "data.train.0.num_frames": 8, "seed": 2})
@@ -130,7 +207,8 @@ def test_differences_of_a_continued_run():
         train=dataclasses.replace(old.train, steps=10_000),
         model=dataclasses.replace(old.model, video=video),
     )
-    assert config_differences(old, new) == ["model.video.mask.ratio: 0.65 there, 0.75 here"]
+    ratio = old.model.video.mask.ratio
+    assert config_differences(old, new) == [f"model.video.mask.ratio: {ratio} there, 0.75 here"]
 
 
 def test_help_shows_the_documentation_of_fields():

@@ -60,6 +60,21 @@ def test_contrastive_loss_without_any_valid_row_is_zero():
     assert loss == 0 and not gradient.any()
 
 
+def test_same_shard():
+    expected = np.kron(np.eye(3, dtype=bool), np.ones((2, 2), bool))
+    np.testing.assert_array_equal(losses.same_shard(6, 3), expected)
+    assert losses.same_shard(4, 1).all()
+
+
+def test_contrastive_loss_in_shards_is_the_mean_of_what_each_has_alone():
+    logits, ids = 3 * random(6, 6), np.array([0, 1, 1, 0, 2, 0], np.int32)
+    loss = partial(losses.contrastive_loss, shards=2)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, ids, np.ones(6, bool))
+    halves = [contrastive_oracle(logits[s, s], ids[s]) for s in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(value, np.mean(halves), rtol=1e-5)
+    np.testing.assert_array_equal(gradient != 0, losses.same_shard(6, 2))
+
+
 def test_similarity_is_the_mean_over_frames():
     video, text = random(3, 4, 6), random(5, 6, seed=1)
     expected = [[np.mean([f @ x for f in clip]) for x in text] for clip in video]
@@ -71,10 +86,11 @@ def test_similarity_is_the_mean_over_frames():
 # --- hard negatives
 
 
-def draw_negatives(logits, ids, valid, count: int) -> losses.Negatives:
+def draw_negatives(logits, ids, valid, count: int, shards: int = 1) -> losses.Negatives:
     """`count` independent draws, on the leading axis."""
 
-    draw = jax.vmap(losses.mine_negatives, in_axes=(0, None, None, None))
+    mine = partial(losses.mine_negatives, shards=shards)
+    draw = jax.vmap(mine, in_axes=(0, None, None, None))
     keys = jax.random.split(jax.random.key(0), count)
     return jax.jit(draw)(keys, logits, np.array(ids, np.int32), np.array(valid))
 
@@ -98,6 +114,23 @@ def test_rows_without_a_negative_say_so():
     ids, valid = [5, 5, 6, NO_ID], [True, True, True, False]
     exists = draw_negatives(random(4, 4), ids, valid, 1).exists[0]
     np.testing.assert_array_equal(exists, [True, True, True, False])
+
+
+def test_negatives_of_a_shard_are_drawn_by_its_own_softmax():
+    logits, ids = 1.5 * random(6, 6), np.array([0, 1, 2, 0, 3, 4])
+    drawn = draw_negatives(logits, ids, np.ones(6, bool), 20_000, shards=2)
+    frequency = np.stack([(drawn.index == j).mean(axis=0) for j in range(6)], axis=1)
+    own = np.arange(6)[:, None] // 3 == np.arange(6) // 3
+    allowed = own & ~np.eye(6, dtype=bool)
+    expected = softmax(np.where(allowed, logits, -np.inf))
+    np.testing.assert_allclose(frequency, expected, atol=0.015)
+    assert (frequency[~allowed] == 0).all() and drawn.exists.all()
+
+
+def test_a_shard_of_one_row_has_no_negative():
+    assert not draw_negatives(
+        random(4, 4), np.arange(4), np.ones(4, bool), 1, shards=4
+    ).exists.any()
 
 
 # --- masked words

@@ -53,6 +53,19 @@ def test_losses_of_every_step(results, mesh):
             assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
 
 
+def test_the_local_scopes_are_the_rows_of_a_device(results):
+    """Eight devices of two rows compute what one device computes in eight shards."""
+    devices, shards, whole = (results["scopes"][name] for name in ("devices", "shards", "whole"))
+    for name, value in shards.items():
+        assert devices[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for name in ("loss/vtc", "loss/vtm"):
+        assert whole[name] != pytest.approx(shards[name], rel=1e-4), name
+
+
+def test_a_batch_is_cut_by_data_and_fsdp(results):
+    assert results["batch_shards"] == {"data": 8, "fsdp": 8, "mixed": 4}
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_final_parameters(on_meshes, mesh):
     """All but the biases of keys: softmax cancels them, so their gradient is rounding alone."""
@@ -152,6 +165,17 @@ def test_batch_that_the_mesh_does_not_divide(results):
     assert results["errors"]["batch"] == f"data.batch_size=12 {problem}"
     assert results["errors"]["eval_batch"] == f"data.eval_batch_size=12 {problem}"
     assert results["errors"]["part"] == f"data.batch_size / optim.accumulate_steps=4=4 {problem}"
+
+
+def test_one_row_on_a_device_has_no_local_negatives(results):
+    problem = (
+        "leaves 1 row on each device, so objectives.vtm_scope=local finds no negatives: "
+        "use a larger batch or objectives.vtm_scope=global"
+    )
+    assert results["errors"]["one_row"] == f"data.batch_size {problem}"
+    part = "data.batch_size / optim.accumulate_steps=2"
+    assert results["errors"]["one_row_of_a_part"] == f"{part} {problem}"
+    assert "one_row_global" not in results["errors"]
 
 
 def test_heads_that_the_mesh_does_not_divide(results):

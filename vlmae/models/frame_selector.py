@@ -9,7 +9,7 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FrameSelectorConfig
-from vlmae.models.layers import BERT_INIT, noise_key, vit_block
+from vlmae.models.layers import BERT_INIT, uniform_noise, vit_block
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.sparsify import ChosenFrames, choose_frames, uniform_frames
@@ -27,8 +27,8 @@ class FrameSelector(nn.Module):
     """Scores the frames of each (text, clip) pair and chooses the best.
 
     In training Gumbel noise is added and the gradient passes straight through; in evaluation the
-    choice is deterministic ("random" draws once and for all). Row i of text and video are a pair,
-    so a selection never knows another text of the batch.
+    choice is deterministic ("random" draws one set of frames for all clips). Row i of text and
+    video are a pair, so a selection never knows another text of the batch.
 
     Attributes:
       config: kind and sizes of the scorer, and how many frames are kept.
@@ -49,13 +49,13 @@ class FrameSelector(nn.Module):
             frames = jnp.asarray(uniform_frames(t, count), jnp.int32)
             return FrameChoice(repeat(frames, "k -> b k", b=b), jnp.ones((b, count)), zeros)
         if self.config.kind == "random":
-            noise = jax.random.uniform(noise_key(self), (b, t))
-            return FrameChoice(choose_frames(noise, count).frames, jnp.ones((b, count)), zeros)
+            frames = choose_frames(uniform_noise(self, (b, t)), count).frames
+            return FrameChoice(frames, jnp.ones((b, count)), zeros)
         scorer = {"mlp": self._mlp, "transformer": self._transformer}[self.config.kind]
         scores = scorer(text, video).astype(jnp.float32)
         noisy = scores
         if not self.deterministic:
-            noisy += jax.random.gumbel(noise_key(self), scores.shape)
+            noisy += jax.random.gumbel(self.make_rng("noise"), scores.shape)
         chosen: ChosenFrames = choose_frames(noisy, count)
         return FrameChoice(chosen.frames, chosen.weights, scores)
 

@@ -7,15 +7,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 BERT_INIT = nn.initializers.normal(0.02)
 VIT_INIT = nn.initializers.xavier_uniform()
 
 
-def noise_key(module: nn.Module) -> Key[Array, ""]:
-    """The next key of the "noise" stream, or a fixed one where none is given (evaluation)."""
-    return module.make_rng("noise") if module.has_rng("noise") else jax.random.key(0)
+def uniform_noise(module: nn.Module, shape: tuple[int, ...]) -> Float[Array, "b *n"]:
+    """Noise in [0, 1) from the "noise" stream; where none is given, the same for all rows.
+
+    So in evaluation nothing depends on the place of a clip in its batch.
+    """
+    if module.has_rng("noise"):
+        return jax.random.uniform(module.make_rng("noise"), shape)
+    return jnp.broadcast_to(jax.random.uniform(jax.random.key(0), shape[1:]), shape)
 
 
 class Attended(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, noise_key, vit_block
+from vlmae.models.layers import BERT_INIT, VIT_INIT, uniform_noise, vit_block
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -78,7 +78,7 @@ class PixelDecoder(nn.Module):
         count = num_decoded(
             n, video.places.shape[2], video.stage_places[0].shape[2], self.config.target_ratio
         )
-        noise = jax.random.uniform(noise_key(self), (b, t, n))
+        noise = uniform_noise(self, (b, t, n))
         return decoded_places(noise, video.places, video.removed_mask, count)
 
 

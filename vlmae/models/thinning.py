@@ -1,12 +1,11 @@
 """A ViT block that thins its tokens between attention and feed-forward network (SMAUG, EViT)."""
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float, Int
 
 from vlmae import sparsify
 from vlmae.model_config import SparsifyConfig
-from vlmae.models.layers import Attended, Block, noise_key
+from vlmae.models.layers import Attended, Block, uniform_noise
 from vlmae.sparsify import Survivors
 
 
@@ -43,4 +42,4 @@ class ThinningBlock(Block):
         if score == "norm":
             return sparsify.norm_score(attended.tokens[:, 1:])
         shape = (attended.tokens.shape[0], attended.tokens.shape[1] - 1)
-        return sparsify.random_score(jax.random.uniform(noise_key(self), shape))
+        return sparsify.random_score(uniform_noise(self, shape))
