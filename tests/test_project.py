@@ -43,6 +43,7 @@ ALLOWED = {  # module, or package -> what of ours it may import
     "vlmae": ("vlmae", "data_pipelines.records", "data_pipelines.config"),
     "vlmae.masking": (),
     "vlmae.losses": (),
+    "vlmae.sparsify": (),
     "vlmae.models": (
         "vlmae.models",
         "vlmae.masking",
@@ -52,6 +53,7 @@ ALLOWED = {  # module, or package -> what of ours it may import
     ),
     "vlmae.cli": ("vlmae", "data_pipelines"),
     "vlmae.evaluate": ("vlmae", "data_pipelines"),
+    "vlmae.explain": ("vlmae", "data_pipelines"),
     "vlmae.evaluators": ("vlmae", "data_pipelines.records", "data_pipelines.pipeline"),
     "experiments": ("experiments", "vlmae", "data_pipelines"),
 }

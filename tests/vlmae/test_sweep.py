@@ -208,6 +208,7 @@ def steps_saved(workdir: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_stopped_and_started_again(command_line, script_env, tmp_path):
     """The same command three times: killed, then interrupted, in the first run; then complete."""
