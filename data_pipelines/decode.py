@@ -22,6 +22,10 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An H.264 frame is shown at most 16 frames later than it is decoded.
 _MAX_REORDERED_FRAMES = 16
 _PTS_TOLERANCE = 1e-3  # of one tick: float rounding of times must not lose a frame
+# Titles that are not UTF-8 must not make a clip unreadable; PyAV 19 and later need no telling.
+_READ_ANY_METADATA = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 Media = bytes | str | pathlib.Path
 
@@ -115,7 +119,7 @@ def open_clip(media: Media) -> Iterator["Clip"]:
     """
     file = io.BytesIO(media) if isinstance(media, bytes) else str(media)
     try:
-        with av.open(file, metadata_errors="replace") as container:
+        with av.open(file, **_READ_ANY_METADATA) as container:
             yield Clip(container)
     except av.error.FFmpegError as error:
         raise DecodeError("not a readable video", error.strerror) from error
