@@ -13,7 +13,8 @@ from vlmae.config_tree import flatten
 from vlmae.files import write_whole
 
 # Fields that may differ when a run is continued: they change neither parameters nor batches,
-# except train.steps, which lengthens or shortens the schedule of the steps still to come.
+# except train.steps, which lengthens or shortens the schedule of the steps still to come, and the
+# mesh, which decides what objectives of "local" scope see.
 RESUME_MAY_CHANGE = (
     "name",
     "mesh.",
