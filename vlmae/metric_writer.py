@@ -39,18 +39,20 @@ class MetricWriter:
 
 def drop_later_lines(path: Path, last_step: int) -> list[str]:
     """Keeps and returns the lines of steps up to `last_step`; a line cut short goes too."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("}\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-    write_whole(path, "".join(kept))
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
+    if path.exists():
+        write_whole(path, "".join(kept))
     return kept
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """All lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`, without one that a kill cut short; none if there is no file."""
+    return [json.loads(line) for line in _whole_lines(workdir / "metrics.jsonl")]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("}\n")]
 
 
 class Progress:

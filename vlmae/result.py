@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmae.files import write_whole
+from vlmae.metric_writer import read_metrics
 
 
 class Cost(NamedTuple):
@@ -33,7 +34,7 @@ def write_result(
     It names the `config.json` it belongs to: when the directory's config changes afterwards, the
     result does not count any more.
     """
-    cost = training_cost(whole_lines(workdir), batch_size)
+    cost = training_cost(read_metrics(workdir), batch_size)
     result = {
         "step": step,
         "metrics": metrics,
@@ -55,13 +56,6 @@ def read_result(workdir: Path) -> dict | None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def whole_lines(workdir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, without one that a kill cut short; none if there is no file."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def last_step(lines: list[dict]) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 from data_pipelines.config import check
 from vlmae.config import ExperimentConfig, load_config
 from vlmae.config_tree import flatten, override
-from vlmae.result import last_error, last_step, read_result, whole_lines
+from vlmae.metric_writer import read_metrics
+from vlmae.result import last_error, last_step, read_result
 from vlmae.workdir import RESUME_MAY_CHANGE
 
 Sweep = Callable[[], Iterable[Mapping[str, Any]]]
@@ -153,7 +154,7 @@ def run_state(base: ExperimentConfig, run: SweepRun) -> str:
             return f"the directory belongs to another config ({field})"
     if not different and read_result(run.workdir):
         return COMPLETE
-    at = f"step {last_step(whole_lines(run.workdir))} of {config.train.steps}"
+    at = f"step {last_step(read_metrics(run.workdir))} of {config.train.steps}"
     return f"failed at {at}: {failed}" if failed else at
 
 

@@ -212,7 +212,7 @@ def every_fourth_clip_is_bad(monkeypatch):
 def test_share_of_bad_clips(run_tiny, every_fourth_clip_is_bad, max_bad_ratio, stops):
     """Bad clips are counted in training and left out of the evaluation; too many stop the run."""
     code, err, workdir = run_tiny(*ONLY_VTC, "--data.max-bad-ratio", max_bad_ratio)
-    lines = read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir)
     shares = [line["data/bad_ratio"] for line in lines if "loss/total" in line]
     if stops:
         assert code == 1

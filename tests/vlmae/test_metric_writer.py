@@ -14,7 +14,7 @@ def test_later_and_cut_lines_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss/total": 0.5}) for step in (10, 20, 30)]
     path.write_text("\n".join(lines) + "\n" + '{"step": 2')
     drop_later_lines(path, 20)
-    assert [line["step"] for line in read_metrics(path)] == [10, 20]
+    assert [line["step"] for line in read_metrics(path.parent)] == [10, 20]
 
 
 def test_a_continued_run_writes_each_step_once(tmp_path):
@@ -23,7 +23,7 @@ def test_a_continued_run_writes_each_step_once(tmp_path):
         for step in steps:
             writer.write(step, {"loss/total": float(step)})
         writer.close()
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 

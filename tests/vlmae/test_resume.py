@@ -42,7 +42,7 @@ def by_name(params: PyTree) -> dict[str, np.ndarray]:
 
 def history(workdir: Path) -> list[dict]:
     """All lines of metrics, without those about time and memory."""
-    lines = read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir)
     return [{k: v for k, v in line.items() if k not in NEVER_EQUAL} for line in lines]
 
 

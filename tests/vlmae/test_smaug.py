@@ -244,6 +244,6 @@ def test_training_over_a_schedule_compiles_once_for_each_rate(tmp_path, capsys):
     train(config, tmp_path / "run", batches, lambda step, params, mesh: {})
     output = "".join(capsys.readouterr())
     assert output.count("compiled the step for video") == 2
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "run")
     kept = {line["step"]: line["tokens/video_kept"] for line in lines if "loss/vtc" in line}
     assert kept == {1: 2 * 5, 2: 2 * 5, 3: 2 * (3 + 1), 4: 2 * (3 + 1)}

@@ -13,7 +13,8 @@ from tiny_experiment import SWEEPS
 
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
-from vlmae.result import last_step, read_result, whole_lines, write_result
+from vlmae.metric_writer import read_metrics
+from vlmae.result import last_step, read_result, write_result
 from vlmae.sweep import (
     COMPLETE,
     choose_sweeps,
@@ -222,7 +223,7 @@ def test_stopped_and_started_again(command_line, script_env, tmp_path):
         sweep.send_signal(how)
         sweep.wait(timeout=60)
         wait_for(lambda: is_quiet(first / "metrics.jsonl"))  # the run has ended with its sweep
-        assert step <= last_step(whole_lines(first)) < 150
+        assert step <= last_step(read_metrics(first)) < 150
         return sweep
 
     assert stop_after(10, signal.SIGKILL).returncode == -signal.SIGKILL
@@ -236,7 +237,7 @@ def test_stopped_and_started_again(command_line, script_env, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("continuing from step") == 1
     for name in ("seed=0", "seed=1"):
-        lines = whole_lines(first.with_name(name))
+        lines = read_metrics(first.with_name(name))
         assert [line["step"] for line in lines if "loss/total" in line] == list(range(1, 151))
         assert read_result(first.with_name(name))["step"] == 150
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from vlmae.config import load_config
 from vlmae.config_tree import flatten
+from vlmae.metric_writer import read_metrics
 from vlmae.result import (
     Cost,
     last_error,
@@ -20,7 +21,6 @@ from vlmae.result import (
     last_values,
     read_result,
     training_cost,
-    whole_lines,
 )
 
 # Fields that change neither what a run learns nor what a step costs.
@@ -92,7 +92,7 @@ def find_runs(root: Path) -> list[Run]:
 def read_run(workdir: Path, root: Path) -> Run:
     """Reads one work directory, in whatever state a kill has left it."""
     name = str(workdir.relative_to(root)) if workdir != root else workdir.resolve().name
-    path, lines, error = workdir / "config.json", whole_lines(workdir), last_error(workdir)
+    path, lines, error = workdir / "config.json", read_metrics(workdir), last_error(workdir)
     nothing = {"metrics": last_values(lines), "cost": training_cost([], 1)}
     try:
         config = load_config(path) if path.exists() else None
