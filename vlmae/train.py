@@ -140,6 +140,20 @@ def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) 
     )
 
 
+def make_steps(
+    config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree, notify: Callable
+) -> dict[float, CompiledStep]:
+    """A step for every keep rate of the schedule; each is compiled when it is first needed."""
+    return {
+        rate: CompiledStep(
+            make_step(at_keep_rate(config, rate), mesh, state),
+            notify,
+            config.optim.accumulate_steps,
+        )
+        for rate in keep_rates(config)
+    }
+
+
 def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
     """A function from a seed to a new training state; nothing is computed before it is called."""
     frames = max(source.num_frames for source in config.data.train)  # images skip some parts
@@ -245,14 +259,7 @@ def train(
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, last)))
         batches = stack.enter_context(contextlib.closing(make_batches(start)))
-        steps = {
-            rate: CompiledStep(
-                make_step(at_keep_rate(config, rate), mesh, state),
-                progress.print,
-                config.optim.accumulate_steps,
-            )
-            for rate in keep_rates(config)
-        }
+        steps = make_steps(config, mesh, state, progress.print)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}
