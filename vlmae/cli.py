@@ -1,6 +1,5 @@
 """The last line of every experiment file: `main(get_config)`, with its sweeps if it has any."""
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,10 +171,11 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
     wanted, size = config.model.text.vocab_size, tokenizer.vocab_size
     if wanted and wanted < size:
         raise ValueError(f"model.text.vocab_size={wanted}, but the tokenizer has {size} words")
-    text = dataclasses.replace(
-        config.model.text,
-        vocab_size=wanted or size,
-        cls_id=tokenizer.cls_id,
-        mask_id=tokenizer.mask_id,
+    return override(
+        config,
+        {
+            "model.text.vocab_size": wanted or size,
+            "model.text.cls_id": tokenizer.cls_id,
+            "model.text.mask_id": tokenizer.mask_id,
+        },
     )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
