@@ -4,9 +4,7 @@ python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
 """
 
 import contextlib
-import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +14,9 @@ from jaxtyping import PyTree
 from data_pipelines.pipeline import EvalData, eval_data
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
+from vlmae.command import run_command
 from vlmae.config import ExperimentConfig, MeshConfig, load_config
+from vlmae.config_tree import override
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
 from vlmae.models.video_language import build_model
 from vlmae.sharding import check_batch_size, make_mesh
@@ -95,36 +95,19 @@ def evaluate_workdir(
     """
     config = load_config(workdir / "config.json")
     params, step = load_params(workdir)
-    source = dataclasses.replace(config.data.eval, split=split or config.data.eval.split)
-    data_config = dataclasses.replace(
-        config.data, eval=source, tokenizer=str(workdir / "tokenizer")
-    )
-    top_k = config.evaluation.rerank_top_k if rerank_top_k is None else rerank_top_k
-    config = dataclasses.replace(
-        config,
-        data=data_config,
-        evaluation=dataclasses.replace(config.evaluation, rerank_top_k=top_k),
-    )
+    wanted = {"data.eval.split": split, "evaluation.rerank_top_k": rerank_top_k}
+    given = {field: value for field, value in wanted.items() if value is not None}
+    config = override(config, {"data.tokenizer": str(workdir / "tokenizer"), **given})
     mesh = make_mesh(MeshConfig())
     check_batch_size(config.data.eval_batch_size, mesh, "data.eval_batch_size")
-    out_dir = workdir / f"evaluation_{source.split}"
+    out_dir = workdir / f"evaluation_{config.data.eval.split}"
     with jax.set_mesh(mesh):
         result = evaluate(config, params, mesh, eval_data(config.data), out_dir)
-    print(f"step {step}, split {source.split}: written to {out_dir}")
+    print(f"step {step}, split {config.data.eval.split}: written to {out_dir}")
     if result:
         print((out_dir / "retrieval.md").read_text())
     return result
 
 
-def main() -> None:
-    """The command line; what the user can mend ends with one line on stderr."""
-    import tyro
-
-    try:
-        tyro.cli(evaluate_workdir, config=(tyro.conf.PositionalRequiredArgs,))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(evaluate_workdir)

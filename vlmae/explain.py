@@ -3,7 +3,6 @@
 python -m vlmae.explain WORKDIR --clip dog.mp4 --caption "a dog catches a ball"
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from data_pipelines.records import Batch
 from data_pipelines.tokenize import load_tokenizer
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
+from vlmae.command import run_command
 from vlmae.config import ExperimentConfig, load_config
 
 
@@ -57,15 +57,5 @@ def load_pair(config: ExperimentConfig, tokenizer: Path, clip: Path, caption: st
     )
 
 
-def main() -> None:
-    """The command line; what the user can mend ends with one line on stderr."""
-    import tyro
-
-    try:
-        tyro.cli(explain, config=(tyro.conf.PositionalRequiredArgs,))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(explain)

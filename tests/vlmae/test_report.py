@@ -11,7 +11,6 @@ import pytest
 import tiny_experiment
 from PIL import Image
 
-from vlmae.analysis import report as report_module
 from vlmae.analysis.plots import chance_levels, metric_label, numeric_fields
 from vlmae.analysis.report import format_number, report
 from vlmae.analysis.runs import (
@@ -23,6 +22,7 @@ from vlmae.analysis.runs import (
     pareto_front,
     value_of,
 )
+from vlmae.command import run_command
 from vlmae.config_tree import override
 from vlmae.result import training_cost, write_result
 from vlmae.workdir import claim_workdir
@@ -216,7 +216,7 @@ def test_mistakes(folder, monkeypatch, flags, message):
     Path("empty").mkdir()
     monkeypatch.setattr(sys, "argv", ["report", *flags])
     with pytest.raises(SystemExit) as end:
-        report_module.main()
+        run_command(report)
     assert message in end.value.code and "\n" not in end.value.code
     assert not list(folder.glob("report.*"))
 

@@ -7,7 +7,6 @@ import csv
 import io
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from vlmae.analysis.runs import (
     group_by_seed,
     value_of,
 )
+from vlmae.command import run_command
 from vlmae.files import write_whole
 from vlmae.result import Cost
 from vlmae.sweep import short_names
@@ -233,15 +233,5 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def main() -> None:
-    """The command line; what the user can mend ends with one line on stderr."""
-    import tyro
-
-    try:
-        tyro.cli(report, config=(tyro.conf.PositionalRequiredArgs,))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(report)
