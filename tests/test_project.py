@@ -44,10 +44,13 @@ ALLOWED = {  # module, or package -> what of ours it may import
     "vlmae.masking": (),
     "vlmae.losses": (),
     "vlmae.sparsify": (),
+    "vlmae.pooling": (),
+    "vlmae.choices": (),
     "vlmae.models": (
         "vlmae.models",
         "vlmae.masking",
         "vlmae.sparsify",
+        "vlmae.pooling",
         "vlmae.config",
         "vlmae.model_config",
     ),

@@ -69,6 +69,31 @@ class SparsifyConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """Which shallow blocks of an encoder are frozen, and what finetunes their features instead."""
+
+    frozen_blocks: int = 0
+    """First blocks that are not trained, with the embeddings below them; 0 freezes nothing."""
+    kind: Literal["none", "side", "inline"] = "side"
+    """side: adapters beside the frozen blocks, added after the last one, which keeps none of their
+    activations; inline: an adapter after each frozen block; none: frozen without adapters."""
+    width: int = 96
+    """Width of the adapters' bottleneck."""
+    num_heads: int = 4
+    """Attention heads of an adapter; must divide its width."""
+
+    def __post_init__(self):
+        check(
+            self.frozen_blocks >= 0,
+            f"adapter.frozen_blocks must not be negative: {self.frozen_blocks}",
+        )
+        check(
+            self.width >= 1 and self.width % self.num_heads == 0,
+            f"adapter.num_heads={self.num_heads} does not divide adapter.width={self.width}",
+        )
+
+
+@dataclass(frozen=True)
 class VideoEncoderConfig:
     """A ViT applied to every frame alone; the default is B/16."""
 
@@ -88,6 +113,11 @@ class VideoEncoderConfig:
     """Visual masking, training only."""
     sparsify: SparsifyConfig = SparsifyConfig()
     """Thinning of the tokens between the blocks."""
+    adapter: AdapterConfig = AdapterConfig()
+    """Frozen shallow blocks; none by default."""
+    frames_per_chunk: int = 0
+    """Frames of a clip that are encoded at a time, each chunk again in the backward pass, so that
+    memory does not grow with the activations of all frames; 0 encodes all at once."""
     time_frames: int = 0
     """Length of the temporal embeddings, interpolated for clips of another length; 0 has none."""
     time_depth: int = 0
@@ -116,6 +146,8 @@ class TextEncoderConfig:
     """Hidden width of the feed-forward network."""
     dropout: float = 0.1
     """Dropout after embeddings, attention and feed-forward, training only."""
+    adapter: AdapterConfig = AdapterConfig()
+    """Frozen shallow layers; none by default."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +179,41 @@ class FrameSelectorConfig:
 
 
 @dataclass(frozen=True)
-class FusionConfig:
-    """BERT layers in which text queries attend to the video tokens."""
+class SamplerConfig:
+    """How the multiway fusion condenses text and video before it fuses them (MuLTI)."""
 
+    video_latents: int = 64
+    """Tokens into which a clip is condensed, whatever its length."""
+    text_latents: int = 16
+    """Tokens into which a text is condensed."""
+    pooling: Literal["block", "global", "mean", "attention", "none"] = "block"
+    """What the latents start from beside their learned queries: blocks of the sequence pooled by
+    importance; all of it pooled; the mean of each block; what the queries attend to; nothing."""
+    guidance: Literal["context", "queries", "none"] = "context"
+    """Where the condensed text enters the condensing of the video."""
+    share_attention: bool = True
+    """One attention for text, video and fusion in each layer, or one for each of them."""
+
+    def __post_init__(self):
+        for name in ("video_latents", "text_latents"):
+            value = getattr(self, name)
+            check(value >= 1, f"fusion.sampler.{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How text and video tokens meet."""
+
+    kind: Literal["cross_attention", "concat", "multiway"] = "cross_attention"
+    """cross_attention: text queries attend to the video (SMAUG); concat: self-attention over both
+    (ALPRO, a baseline); multiway: both condensed to latents first (MuLTI)."""
     depth: int = 3
-    """Layers of self-attention, cross-attention and feed-forward."""
+    """Layers; with multiway those of the samplers too."""
+    sampler: SamplerConfig = SamplerConfig()
+    """Only used by multiway."""
+
+    def __post_init__(self):
+        check(self.depth >= 1, f"fusion.depth must be at least 1, not {self.depth}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +275,18 @@ class ModelConfig:
             f"model.video.sparsify.stages={sparsify.stages} must name blocks of the "
             f"{depth} that model.video.depth gives",
         )
-        for name in ("time_frames", "time_depth"):
+        for name in ("video", "text"):
+            frozen, depth = getattr(self, name).adapter.frozen_blocks, getattr(self, name).depth
+            check(
+                frozen <= depth,
+                f"model.{name}.adapter.frozen_blocks={frozen}, but model.{name}.depth is {depth}",
+            )
+        thins = sparsify.is_used and sparsify.stages[0] < self.video.adapter.frozen_blocks
+        check(
+            not (thins and self.video.adapter.kind == "side"),
+            f"model.video.sparsify.stages={sparsify.stages} thins frozen blocks, whose side branch "
+            "needs all tokens: freeze fewer blocks or use model.video.adapter.kind=inline",
+        )
+        for name in ("frames_per_chunk", "time_frames", "time_depth"):
             value = getattr(self.video, name)
             check(value >= 0, f"model.video.{name} must not be negative: {value}")

@@ -1,10 +1,13 @@
-"""AdamW, its schedule, and which parameters decay."""
+"""AdamW, its schedule, and which parameters decay or are frozen."""
+
+import re
 
 import jax
 import optax
 from jaxtyping import PyTree
 
 from vlmae.config import OptimConfig
+from vlmae.model_config import ModelConfig
 from vlmae.sharding import path_name
 
 
@@ -32,8 +35,35 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping (if configured), then AdamW with the schedule and the decay mask."""
+# What lies below block 0 of an encoder, and is frozen with it.
+EMBEDDINGS = {"video": "cls|positions|patch_embed", "text": "embeddings"}
+
+
+def is_frozen(name: str, model: ModelConfig) -> bool:
+    """True if the config freezes the parameter of this path ("video_encoder/block_0/...")."""
+    for part, embeddings in EMBEDDINGS.items():
+        found = re.match(rf"{part}_encoder/(?:block_(\d+)|{embeddings})(?:/|$)", name)
+        if found:
+            return int(found[1] or 0) < getattr(model, part).adapter.frozen_blocks
+    return False
+
+
+def freeze(params: PyTree, model: ModelConfig) -> PyTree:
+    """The parameters, the frozen ones without a gradient: what only they need is not computed."""
+
+    def stop(path: tuple, x: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(x) if is_frozen(path_name(path), model) else x
+
+    return jax.tree_util.tree_map_with_path(stop, params)
+
+
+def make_optimizer(
+    config: OptimConfig, steps: int, model: ModelConfig | None = None
+) -> optax.GradientTransformation:
+    """Clipping (if configured), then AdamW with the schedule and the decay mask.
+
+    Frozen parameters of `model` stay as they are and have no state.
+    """
     adamw = optax.adamw(
         make_schedule(config, steps),
         b1=config.b1,
@@ -42,4 +72,13 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         mask=decay_mask,
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw)
+    learned = optax.chain(clip, adamw)
+    if model is None or not (model.video.adapter.frozen_blocks or model.text.adapter.frozen_blocks):
+        return learned
+
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if is_frozen(path_name(path), model) else "learned", params
+        )
+
+    return optax.multi_transform({"learned": learned, "frozen": optax.set_to_zero()}, labels)

@@ -19,7 +19,7 @@ BATCH_AXES = ("data", "fsdp")
 TENSOR_RULES = (
     (r"(query|key|value)/kernel$", 1),
     (r"(query|key|value)/bias$", 0),
-    (r"attention/out/kernel$", 0),
+    (r"attention(_\d+)?/out/kernel$", 0),
     (r"mlp/up/kernel$", 1),
     (r"mlp/up/bias$", 0),
     (r"mlp/down/kernel$", 0),

@@ -19,7 +19,7 @@ from vlmae.config_tree import override
 from vlmae.metric_writer import MetricWriter, Progress
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.objectives import compute_losses
-from vlmae.optim import make_optimizer, make_schedule
+from vlmae.optim import freeze, make_optimizer, make_schedule
 from vlmae.sharding import (
     batch_sharding,
     batch_shards,
@@ -61,7 +61,7 @@ def loss_gradients(
 
     def loss_fn(params: PyTree) -> tuple[Array, dict]:
         return model.apply(
-            {"params": params},
+            {"params": freeze(params, model.config)},
             batch,
             objective_key,
             objectives,
@@ -129,7 +129,7 @@ def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) 
         train_step,
         seed=config.seed,
         gradients=accumulated(gradients, config.optim.accumulate_steps),
-        tx=make_optimizer(config.optim, config.train.steps),
+        tx=make_optimizer(config.optim, config.train.steps, config.model),
     )
     shardings = state_shardings(state, mesh)
     return jax.jit(
@@ -169,7 +169,7 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
         init_state,
         batch=batch,
         model=build_model(config),
-        tx=make_optimizer(config.optim, config.train.steps),
+        tx=make_optimizer(config.optim, config.train.steps, config.model),
         objectives=config.objectives,
     )
 

@@ -1,6 +1,7 @@
-"""Text tokens that read the video: the upper BERT layers with cross-attention (SMAUG, fusion)."""
+"""Where text and video meet: cross-attention (SMAUG), and one sequence of both to compare with."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -40,3 +41,37 @@ class CrossAttentionFusion(nn.Module):
                 attention=self.attention,
             )(x, text.lengths, context)
         return x
+
+
+class ConcatFusion(nn.Module):
+    """BERT layers of self-attention over all tokens of text and video together (as in ALPRO).
+
+    Its cost grows with the square of their number; a baseline for the others.
+
+    Attributes: as `CrossAttentionFusion`.
+    """
+
+    config: FusionConfig
+    text: TextEncoderConfig
+    deterministic: bool = True
+    remat: bool = False
+    dtype: str = "float32"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
+        """The text tokens after they have met the tokens of all frames."""
+        tokens = video.all_tokens
+        if tokens.shape[-1] != self.text.width:
+            tokens = nn.Dense(self.text.width, dtype=self.dtype, name="video_embed")(tokens)
+        x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
+        for i in range(self.config.depth):
+            x = bert_block(
+                self.text,
+                f"block_{i}",
+                deterministic=self.deterministic,
+                remat=self.remat,
+                dtype=self.dtype,
+                attention=self.attention,
+            )(x, tokens.shape[1] + text.lengths)
+        return x[:, tokens.shape[1] :]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vlmae.model_config import TextEncoderConfig
+from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import BertEmbeddings
 from vlmae.models.layers import BERT_INIT, Block, block_class
 
@@ -86,13 +87,15 @@ class TextEncoder(nn.Module):
             )
             for i in range(self.config.depth)
         ]
+        self.adapters = ShallowAdapters(self.config.adapter, self.dtype, self.attention)
 
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> TextFeatures:
         """Encodes word ids; `mask` is True on real tokens, which come first in each row."""
         features = TextFeatures(self.embeddings(ids), mask)
-        tokens = features.tokens
-        for block in self.blocks:
+        tokens, branch = features.tokens, None
+        for i, block in enumerate(self.blocks):
             tokens = block(tokens, features.lengths)
+            tokens, branch = self.adapters(i, tokens, branch, features.lengths)
         return TextFeatures(tokens, mask)
 
     def word_scores(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
 from vlmae.masking import PatchMask
 from vlmae.model_config import VideoEncoderConfig
+from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_positions
 from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class, vit_block, vit_options
 from vlmae.models.temporal import Temporal, with_cls_place
@@ -27,6 +29,12 @@ class VideoFeatures(NamedTuple):
     def places(self) -> Int[Array, "b t m"]:
         """The patch at which each token stands; NO_PLACE for a fused token."""
         return self.stage_places[-1]
+
+    @property
+    def all_tokens(self) -> Float[Array, "b q d"]:
+        """The tokens of all frames in one sequence, each frame led by its [CLS]."""
+        x = jnp.concatenate([self.frame_cls[:, :, None], self.tokens], axis=2)
+        return rearrange(x, "b t m d -> b (t m) d")
 
 
 class VideoEncoder(nn.Module):
@@ -63,16 +71,47 @@ class VideoEncoder(nn.Module):
             kept_ids, removed_mask = mask
             patches = jnp.take_along_axis(patches, kept_ids[..., None], axis=2)
 
-        x = self._embed(patches, kept_ids)
-        x, stages = self._blocks(x, rearrange(kept_ids, "b t k -> (b t) k"))
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = rearrange(x, "(b t) q d -> b t q d", t=t)
-        stages = tuple(rearrange(places, "(b t) m -> b t m", t=t) for places in stages)
+        x, stages = self._in_chunks(patches, kept_ids)
         if t > 1 and (self.config.time_frames or self.config.time_depth):
             temporal = Temporal(self.config, self.remat, self.dtype, name="temporal")
             tubes = mask is None or self.config.mask.scheme == "tube"
             x = temporal(x, with_cls_place(stages[-1], n), aligned=tubes and len(stages) == 1)
         return VideoFeatures(x[:, :, 1:], x[:, :, 0], stages, removed_mask)
+
+    def _in_chunks(
+        self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
+    ) -> tuple[Float[Array, "b t q d"], tuple[Int[Array, "b t _"], ...]]:
+        """`_encode`, some frames at a time; the backward pass encodes each chunk again."""
+        size, frames = self.config.frames_per_chunk, patches.shape[1]
+        if not size or frames <= size:
+            return self._encode(patches, kept_ids)
+        if frames % size:
+            raise ValueError(
+                f"model.video.frames_per_chunk={size} does not divide clips of {frames} frames"
+            )
+
+        def encode_chunk(encoder: VideoEncoder, carry: tuple, chunk: tuple) -> tuple:
+            return carry, encoder._encode(*chunk)
+
+        scan = nn.scan(
+            nn.remat(encode_chunk),
+            variable_broadcast="params",
+            split_rngs={"params": False, "noise": True},
+        )
+        chunks = [rearrange(x, "b (c t) k ... -> c b t k ...", t=size) for x in (patches, kept_ids)]
+        _, encoded = scan(self, (), tuple(chunks))
+        return jax.tree.map(lambda x: rearrange(x, "c b t m ... -> b (c t) m ..."), encoded)
+
+    def _encode(
+        self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
+    ) -> tuple[Float[Array, "b t q d"], tuple[Int[Array, "b t _"], ...]]:
+        """Each frame alone: its tokens, [CLS] first, and the places at every stage."""
+        t = patches.shape[1]
+        x = self._embed(patches, kept_ids)
+        x, stages = self._blocks(x, rearrange(kept_ids, "b t k -> (b t) k"))
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        stages = tuple(rearrange(places, "(b t) m -> b t m", t=t) for places in stages)
+        return rearrange(x, "(b t) q d -> b t q d", t=t), stages
 
     def _embed(
         self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
@@ -89,8 +128,9 @@ class VideoEncoder(nn.Module):
         self, x: Float[Array, "f q d"], places: Int[Array, "f k"]
     ) -> tuple[Float[Array, "f r d"], list[Int[Array, "f _"]]]:
         """The tokens after all blocks; their places at the start and after each thinning stage."""
-        config, stages = self.config, [places]
+        config, stages, branch = self.config, [places], None
         sizes = (config.num_heads, config.mlp_dim)
+        adapters = ShallowAdapters(config.adapter, self.dtype, self.attention, name="adapters")
         for i in range(config.depth):
             name = f"block_{i}"
             if self.keep_rate < 1 and i in config.sparsify.stages:
@@ -105,6 +145,7 @@ class VideoEncoder(nn.Module):
             else:
                 compute = {"dtype": self.dtype, "attention": self.attention}
                 x = vit_block(*sizes, name, remat=self.remat, **compute)(x)
+            x, branch = adapters(i, x, branch)
         return x, stages
 
     def _positions(self) -> Float[Array, "n d"]:

@@ -9,19 +9,25 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import ModelConfig
 from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
-from vlmae.models.fusion import CrossAttentionFusion
+from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
 from vlmae.models.heads import Projection, WordTransform
 from vlmae.models.layers import BERT_INIT
+from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.pixel_decoder import Painted, PixelDecoder
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
 from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
+FUSIONS = {
+    "cross_attention": CrossAttentionFusion,
+    "concat": ConcatFusion,
+    "multiway": MultiWayFusion,
+}
 
 
 class VideoLanguageModel(nn.Module):
-    """SMAUG's model. A method that is never called leaves no parameters behind.
+    """SMAUG's and MuLTI's model. A method that is never called leaves no parameters behind.
 
     Attributes:
       config: sizes of all parts.
@@ -42,7 +48,8 @@ class VideoLanguageModel(nn.Module):
         self.video_encoder = VideoEncoder(config.video, self.grid, keep_rate, **compute)
         self.text_encoder = TextEncoder(config.text, **mode)
         self.frame_selector = FrameSelector(config.selector, self.deterministic, config.dtype)
-        self.fusion = CrossAttentionFusion(config.fusion, config.text, **mode)
+        self.fusion = FUSIONS[config.fusion.kind](config.fusion, config.text, **mode)
+        self.word_reader = WordReader(config.text, config.dtype, config.attention)
         self.pixel_decoder = PixelDecoder(
             config.pixel_decoder, self.grid, 3 * config.video.patch_size**2, **mode
         )
@@ -91,8 +98,12 @@ class VideoLanguageModel(nn.Module):
         value = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
         return jnp.clip(value, *TEMPERATURE_RANGE)
 
-    def fuse(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
-        """Text tokens that have read the frames chosen for them; row i is paired with row i."""
+    def fuse(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
+        """Tokens of text and video that have met, the text's [CLS] first; row i meets row i.
+
+        They are the text tokens, or with the multiway fusion latents of both. Of the clip only the
+        frames chosen for the text take part.
+        """
         choice = self.choose_frames(text, video)
         return self.fusion(text, video if choice is None else keep_frames(video, choice))
 
@@ -102,15 +113,27 @@ class VideoLanguageModel(nn.Module):
             return None
         return self.frame_selector(text, video)
 
-    def match(self, fused: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
+    def match(self, fused: Float[Array, "b q d"]) -> Float[Array, "b 2"]:
         """Logits of (does not match, matches) from the fused [CLS], float32."""
         return self.match_head(fused[:, 0].astype(jnp.float32))
 
     @nn.compact
-    def predict_words(self, fused: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+    def choose(self, fused: Float[Array, "b q d"], num_options: int) -> Float[Array, "b c"]:
+        """Logits of a question's options, or one option's score, from the fused [CLS], float32."""
+        head = nn.Dense(num_options, kernel_init=BERT_INIT, name="choice_head")
+        return head(fused[:, 0].astype(jnp.float32))
+
+    def fused_words(
+        self, text: TextFeatures, fused: Float[Array, "b q d"]
+    ) -> Float[Array, "b l d"]:
+        """What `fuse` made of each word of the text."""
+        return self.word_reader(text, fused) if self.config.fusion.kind == "multiway" else fused
+
+    @nn.compact
+    def predict_words(self, words: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Logits of every word at every place, float32; the output table is tied to the input."""
         bias = self.param("word_bias", nn.initializers.zeros, (self.config.text.vocab_size,))
-        scores = self.text_encoder.word_scores(self.word_transform(fused))
+        scores = self.text_encoder.word_scores(self.word_transform(words))
         return scores.astype(jnp.float32) + bias
 
     def decode_pixels(self, video: VideoFeatures) -> Painted:

@@ -1,0 +1,118 @@
+"""The multiway fusion (MuLTI) in NumPy, with the sizes and inputs that its tests share."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from helpers import SMALL, randomize
+from jaxtyping import PyTree
+
+KEY = jax.random.key(5)
+TEXT = SMALL.model.text
+WIDTH, HEADS, HIDDEN, DEPTH = TEXT.width, TEXT.num_heads, TEXT.mlp_dim, 2
+LATENTS = 3  # of a sampler alone and of the text; two of the texts are shorter
+LENGTHS = np.array([6, 2, 4, 1], np.int32)
+POOLINGS = ["block", "global", "mean", "attention", "none"]
+WAYS = ["text", "video", "fused"]
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def assert_close(actual: PyTree, expected: PyTree, scale: float = 1.0) -> None:
+    compare = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * scale)
+    jax.tree.map(compare, actual, expected)
+
+
+def float64(params: PyTree) -> PyTree:
+    return jax.tree.map(np.float64, params)
+
+
+def random_params(init, *inputs) -> PyTree:
+    """Noise around one for scales, around zero for all else, in the shapes that `init` makes."""
+
+    def start(path: tuple, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.full(x.shape, path[-1].key == "scale", np.float32)
+
+    variables = jax.eval_shape(init, KEY, *inputs)
+    params = randomize(jax.tree.map_with_path(start, variables.get("params", {})))
+    return jax.tree.map(jnp.asarray, params)
+
+
+# --- oracles; they mask by `valid` [b k] and put the source first, which must not matter
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def dense(x: np.ndarray, p: dict) -> np.ndarray:
+    return x @ p["kernel"] + p["bias"]
+
+
+def layer_norm(x: np.ndarray, p: dict, eps: float = 1e-6) -> np.ndarray:
+    mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + eps) * p["scale"] + p["bias"]
+
+
+def feed_forward(x: np.ndarray, p: dict) -> np.ndarray:
+    hidden = dense(x, p["up"])
+    return dense(hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2, p["down"])
+
+
+def attend(x: np.ndarray, context: np.ndarray, valid: np.ndarray, p: dict) -> np.ndarray:
+    parts = dense(x, p["query"]), dense(context, p["key"]), dense(context, p["value"])
+    query, key, value = (rearrange(y, "b l (h d) -> b h l d", h=HEADS) for y in parts)
+    logits = query @ key.swapaxes(2, 3) / math.sqrt(WIDTH / HEADS)
+    weights = softmax(np.where(valid[:, None, None], logits, -np.inf))
+    return dense(rearrange(weights @ value, "b h l d -> b l (h d)"), p["out"])
+
+
+def join(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts, axis=1)
+
+
+def way_layer(z, source, valid, p: dict, attention: dict) -> np.ndarray:
+    normed = layer_norm(z, p["norm"])
+    context = join(layer_norm(source, p["source_norm"]), normed) if source.size else normed
+    seen = join(valid, np.ones(z.shape[:2], bool))
+    z = z + attend(normed, context, seen, attention)
+    return z + feed_forward(layer_norm(z, p["mlp_norm"]), p["mlp"])
+
+
+def pool_row(kind: str, queries: np.ndarray, x: np.ndarray, p: dict) -> np.ndarray:
+    """`AdaptPooling` of one row without padding: [s d], [n d] -> [s d]."""
+    s, n = len(queries), len(x)
+    if kind == "attention":
+        normed = layer_norm(queries, p["norm"])[None], layer_norm(x, p["source_norm"])[None]
+        return attend(*normed, np.ones((1, n), bool), p["attention"])[0]
+    if kind == "mean":
+        scores = np.zeros((s, n))
+    else:
+        scores = np.broadcast_to(dense(layer_norm(x, p["source_norm"]), p["importance"]).T, (s, n))
+    pooled = []
+    for i in range(s):
+        block = slice(i * n // s, math.ceil((i + 1) * n / s)) if kind != "global" else slice(n)
+        pooled.append(softmax(scores[i, block]) @ x[block])
+    return np.stack(pooled)
+
+
+def sampler(z, source, valid, pooling, p, layers, guide=None, guide_in="none") -> np.ndarray:
+    """z: the learned queries; layers: pairs of parameters (layer, its attention)."""
+    z = np.broadcast_to(z, (len(source), *z.shape))
+    if pooling != "none":
+        rows = zip(z, source, valid, strict=True)
+        z = z + np.stack([pool_row(pooling, q, x[v], p["pooling"]) for q, x, v in rows])
+    count = z.shape[1]
+    if guide_in == "queries":
+        z = join(z, guide)
+    if guide_in == "context":
+        source, valid = join(source, guide), join(valid, np.ones(guide.shape[:2], bool))
+    for layer, attention in layers:
+        z = way_layer(z, source, valid, layer, attention)
+    return layer_norm(z[:, :count], p["norm"])

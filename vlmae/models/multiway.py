@@ -1,0 +1,253 @@
+"""Long sequences condensed to latents and fused by the same attention (MuLTI).
+
+Text first, then the video guided by the text, then both together: three ways through layers that
+share their attention and differ in their feed-forward networks.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import repeat
+from jaxtyping import Array, Float, Int
+
+from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
+from vlmae.models.layers import BERT_INIT, Attention, Mlp
+from vlmae.models.text_encoder import TextFeatures
+from vlmae.models.video_encoder import VideoFeatures
+from vlmae.pooling import block_members, valid_tokens, weighted_pool
+
+NORM_EPS = 1e-6
+
+
+class AdaptPooling(nn.Module):
+    """What the latents start from: the source itself, pooled (MuLTI, adapt-pooling residual).
+
+    Attributes:
+      kind: "block" (v2): by learned importance within contiguous blocks; "mean": the mean of each
+        block; "global": each latent by its own importances, over all tokens; "attention" (v1): the
+        queries read the source.
+      num_heads: heads of the kind "attention".
+      dtype, attention: see `Attention`.
+    """
+
+    kind: str
+    num_heads: int
+    dtype: str = "float32"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "b s d"],
+        source: Float[Array, "b m d"],
+        lengths: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """One pooled token for each query; tokens of `source` beyond `lengths` are not seen."""
+        num_latents, num_tokens = queries.shape[1], source.shape[1]
+        if self.kind == "attention":
+            attention = Attention(
+                self.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
+            )
+            normed = self._norm("source_norm")(source)
+            return attention(self._norm("norm")(queries), normed, lengths).tokens
+        if lengths is None:
+            lengths = jnp.full(len(source), num_tokens)
+        if self.kind == "global":
+            scores = self._importance(source, num_latents)
+            return weighted_pool(source, scores, valid_tokens(lengths, num_tokens))
+        members = block_members(lengths, num_tokens, num_latents)
+        if self.kind == "mean":
+            return weighted_pool(source, jnp.zeros((1, 1, num_tokens)), members)
+        return weighted_pool(source, self._importance(source, 1), members)
+
+    def _importance(self, x: Float[Array, "b m d"], count: int) -> Float[Array, "b c m"]:
+        """w . LN(x) + c, in float32."""
+        scores = nn.Dense(count, kernel_init=BERT_INIT, name="importance")(
+            self._norm("source_norm")(x).astype(jnp.float32)
+        )
+        return scores.swapaxes(1, 2)
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
+
+
+class WayLayer(nn.Module):
+    """Latents read a source and themselves, then go through this way's feed-forward network.
+
+    h = z + attention(LN z, [LN z; LN source]); z = h + FFN(LN h). Without a source this is a
+    pre-norm transformer block.
+
+    Attributes:
+      attention: a module of the parent, which other ways may share.
+      mlp_dim: hidden width of the feed-forward network.
+      dropout, deterministic, dtype: see `Block`.
+    """
+
+    attention: Attention
+    mlp_dim: int
+    dropout: float = 0.0
+    deterministic: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        z: Float[Array, "b s d"],
+        source: Float[Array, "b m d"] | None = None,
+        lengths: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """The latents after one layer; `lengths` are those of the valid tokens of `source`."""
+        drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        query = context = self._norm("norm")(z)
+        if source is not None:
+            # Padding must come last, so the latents go first.
+            context = jnp.concatenate([query, self._norm("source_norm")(source)], axis=1)
+            lengths = None if lengths is None else lengths + z.shape[1]
+        z = z + drop(self.attention(query, context, lengths).tokens)
+        mlp = Mlp(self.mlp_dim, BERT_INIT, self.dtype, name="mlp")
+        return z + drop(mlp(self._norm("mlp_norm")(z)))
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
+
+
+class Sampler(nn.Module):
+    """A sequence of any length condensed to a fixed number of latents.
+
+    With `pooling="none"` it is the plain resampler of Flamingo.
+
+    Attributes:
+      num_latents: learned queries.
+      pooling: kind of `AdaptPooling`, or "none": the latents start from the queries alone.
+      layers: the layers of this sampler's way, modules of the parent.
+      num_heads, dtype, attention: see `AdaptPooling`.
+    """
+
+    num_latents: int
+    pooling: str
+    layers: tuple[WayLayer, ...]
+    num_heads: int
+    dtype: str = "float32"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        source: Float[Array, "b m d"],
+        lengths: Int[Array, " b"] | None = None,
+        guide: Float[Array, "b g d"] | None = None,
+        guide_in: str = "none",
+    ) -> Float[Array, "b s d"]:
+        """The latents of `source`.
+
+        Args:
+          source: tokens, the valid ones first.
+          lengths: valid tokens of each row; None: all are.
+          guide: latents of the other modality, all valid.
+          guide_in: "context": they join the keys and values; "queries": they go through the layers
+            as queries; "none".
+        """
+        b, _, d = source.shape
+        queries = self.param("latents", BERT_INIT, (self.num_latents, d)).astype(self.dtype)
+        z = repeat(queries, "s d -> b s d", b=b)
+        if self.pooling != "none":
+            pool = AdaptPooling(
+                self.pooling, self.num_heads, self.dtype, self.attention, name="pooling"
+            )
+            z = z + pool(z, source, lengths)
+        if guide is not None and guide_in == "queries":
+            z = jnp.concatenate([z, guide], axis=1)
+        if guide is not None and guide_in == "context":
+            source = jnp.concatenate([guide, source], axis=1)
+            lengths = None if lengths is None else lengths + guide.shape[1]
+        for layer in self.layers:
+            z = layer(z, source, lengths)
+        norm = nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name="norm")
+        return norm(z[:, : self.num_latents])
+
+
+class MultiWayFusion(nn.Module):
+    """Text and video condensed, then fused: MuLTI's MultiWay-Sampler and its fusion.
+
+    Cost grows linearly with the tokens of text and video, whatever their number.
+
+    Attributes:
+      config: depth, latents, pooling, guidance, sharing.
+      text: the text encoder's sizes, which hold here too.
+      deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
+    """
+
+    config: FusionConfig
+    text: TextEncoderConfig
+    deterministic: bool = True
+    remat: bool = False
+    dtype: str = "float32"
+    attention: str = "xla"
+
+    def setup(self):
+        sampler: SamplerConfig = self.config.sampler
+        if sampler.share_attention:
+            self.shared_attention = self._attentions()
+            text = video = fused = self.shared_attention
+        else:
+            self.text_attention = text = self._attentions()
+            self.video_attention = video = self._attentions()
+            self.fused_attention = fused = self._attentions()
+        self.text_layers, self.video_layers = self._layers(text), self._layers(video)
+        self.fused_layers = self._layers(fused)
+        pooling = (sampler.pooling,)
+        compute = (self.text.num_heads, self.dtype, self.attention)
+        self.text_sampler = Sampler(sampler.text_latents, *pooling, self.text_layers, *compute)
+        self.video_sampler = Sampler(sampler.video_latents, *pooling, self.video_layers, *compute)
+        self.norm = nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype)
+        self.video_embed = nn.Dense(self.text.width, dtype=self.dtype)
+
+    def _attentions(self) -> list[Attention]:
+        return [
+            Attention(self.text.num_heads, BERT_INIT, self.dtype, self.attention)
+            for _ in range(self.config.depth)
+        ]
+
+    def _layers(self, attentions: Sequence[Attention]) -> list[WayLayer]:
+        layer = nn.remat(WayLayer) if self.remat else WayLayer
+        sizes = (self.text.mlp_dim, self.text.dropout, self.deterministic, self.dtype)
+        return [layer(attention, *sizes) for attention in attentions]
+
+    def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
+        """The text's [CLS], the text latents and the video latents, after they have met."""
+        tokens = video.all_tokens
+        if tokens.shape[-1] != self.text.width:
+            tokens = self.video_embed(tokens)
+        words = self.text_sampler(text.tokens, text.lengths)
+        guidance = self.config.sampler.guidance
+        frames = self.video_sampler(tokens, guide=words, guide_in=guidance)
+        z = jnp.concatenate([text.cls[:, None], words, frames], axis=1)
+        for layer in self.fused_layers:
+            z = layer(z)
+        return self.norm(z)
+
+
+class WordReader(nn.Module):
+    """The words of a text, each read back from the fused latents (as Perceiver IO decodes; ours).
+
+    Masked language modeling needs every word, and the fusion has condensed them.
+    """
+
+    text: TextEncoderConfig
+    dtype: str = "float32"
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, text: TextFeatures, fused: Float[Array, "b q d"]) -> Float[Array, "b l d"]:
+        """Text tokens that have read the fused ones; cost linear in the words."""
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
+
+        read = Attention(
+            self.text.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
+        )
+        x = text.tokens + read(norm("norm")(text.tokens), fused).tokens
+        mlp = Mlp(self.text.mlp_dim, BERT_INIT, self.dtype, name="mlp")
+        return x + mlp(norm("mlp_norm")(x))
