@@ -45,6 +45,9 @@ class DataConfig:
     """Height and width of a frame in pixels after cropping."""
     text_len: int = 32
     """Tokens of a caption with [CLS] and [SEP]; longer captions are cut."""
+    num_others: int = 0
+    """Captions of other clips of the source that come with each training clip, as wrong options of
+    multiple choice modeling; 0: it takes them from the batch."""
     tokenizer: str = ""
     """A vocab.txt or a folder with one or with tokenizer.json; empty: the first source's own."""
     min_crop_scale: float = 0.5
@@ -61,7 +64,8 @@ class DataConfig:
         for name in ("batch_size", "eval_batch_size", "image_size"):
             check(getattr(self, name) >= 1, f"data.{name} must be at least 1")
         check(self.text_len >= 3, f"data.text_len must be at least 3, not {self.text_len}")
-        check(self.num_workers >= 0, f"data.num_workers must not be negative: {self.num_workers}")
+        for name in ("num_workers", "num_others"):
+            check(getattr(self, name) >= 0, f"data.{name} must not be negative")
         for name in ("min_crop_scale", "max_bad_ratio"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"data.{name} must be in [0, 1], not {value}")

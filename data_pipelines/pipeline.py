@@ -133,13 +133,14 @@ def eval_data(config: DataConfig, split: str | None = None) -> EvalData:
         captions.append([text.decode() for text in record["captions"]])
         match_ids.append(record["match_id"])
         names.append(record["source"].decode())
+    without_others = dataclasses.replace(config, num_others=0)
     media_ids = np.unique(match_ids, return_inverse=True)[1].astype(np.int32)
     return EvalData(
         num_clips=len(records),
         media_ids=media_ids,
         names=tuple(names),
         texts=_tokenize_texts(captions, media_ids, tokenizer, config.text_len),
-        _rows=EvalRows(records, media_ids, RowMaker(source, config, tokenizer)),
+        _rows=EvalRows(records, media_ids, RowMaker(source, without_others, tokenizer)),
         _config=config,
     )
 
@@ -148,7 +149,7 @@ def _endless_rows(
     config: DataConfig, source: SourceConfig, tokenizer: Tokenizer, seed: int
 ) -> grain.MapDataset[Row]:
     records = open_source(source, config.data_dir)
-    rows = TrainRows(RowMaker(source, config, tokenizer))
+    rows = TrainRows(records, RowMaker(source, config, tokenizer))
     return grain.MapDataset.source(records).seed(seed).shuffle().repeat().random_map(rows)
 
 

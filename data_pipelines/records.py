@@ -46,6 +46,8 @@ class Batch(NamedTuple):
     text_mask: Bool[Array, "b l"]  # True = a real token; a prefix of each row
     media_ids: Int32[Array, " b"]  # rows of equal id are correct matches for each other
     valid: Bool[Array, " b"]
+    other_ids: Int32[Array, "b o l"] | None = None  # captions that are wrong for the row
+    other_mask: Bool[Array, "b o l"] | None = None  # all False: none was found
 
 
 class Texts(NamedTuple):

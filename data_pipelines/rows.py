@@ -15,6 +15,7 @@ from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.tokenize import Tokenizer
 
 NO_MATCH = -1  # the media id of rows that are padding
+_TRIES = 8  # records that are looked at for each wrong caption
 
 Row = dict[str, np.ndarray]  # one row of each array of a Batch
 
@@ -55,7 +56,12 @@ class RowMaker:
     tokenizer: Tokenizer
 
     def row(
-        self, record: dict, caption: bytes, media_id: int, rng: np.random.Generator | None
+        self,
+        record: dict,
+        caption: bytes,
+        media_id: int,
+        rng: np.random.Generator | None,
+        others: Sequence[bytes] = (),
     ) -> Row:
         """A row of a batch, augmented if there is an `rng`; padding if decoding fails."""
         try:
@@ -63,15 +69,33 @@ class RowMaker:
         except decode.DecodeError as error:
             _report_once(self.source.name, record["source"].decode(), str(error))
             return self.padding()
-        ids, mask = self.tokenizer.encode([caption.decode()], self.config.text_len)
-        return _make_row(self._view(video, rng), ids[0], mask[0], media_id, valid=True)
+        row = self._texts(caption, others)
+        row |= {"video": self._view(video, rng), "media_ids": np.int32(media_id)}
+        return row | {"valid": np.bool_(True)}
 
     def padding(self) -> Row:
         """A row that no loss may see: zeros, and a text of [CLS] [SEP]."""
         size = self.config.image_size
         video = np.zeros((self.source.num_frames, size, size, 3), np.uint8)
-        ids, mask = self.tokenizer.encode([""], self.config.text_len)
-        return _make_row(video, ids[0], mask[0], NO_MATCH, valid=False)
+        row = self._texts(b"", ())
+        return row | {"video": video, "media_ids": np.int32(NO_MATCH), "valid": np.bool_(False)}
+
+    def tokens(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of texts, at the config's length."""
+        return self.tokenizer.encode([text.decode() for text in texts], self.config.text_len)
+
+    def _texts(self, caption: bytes, others: Sequence[bytes]) -> Row:
+        """The caption's arrays and, if the config asks for them, those of wrong ones.
+
+        Those that were not found have no valid token.
+        """
+        count = self.config.num_others
+        ids, mask = self.tokens([caption, *others, *[b""] * (count - len(others))])
+        row = {"text_ids": ids[0], "text_mask": mask[0]}
+        if count:
+            mask[1 + len(others) :] = False
+            row |= {"other_ids": ids[1:], "other_mask": mask[1:]}
+        return row
 
     def _view(self, video: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         config = self.config
@@ -86,12 +110,34 @@ class RowMaker:
 class TrainRows(grain.transforms.RandomMap):
     """A record -> a row with a random caption, random frame times, crop and flip."""
 
+    records: Sequence[dict]
     maker: RowMaker
 
     def random_map(self, record: dict, rng: np.random.Generator) -> Row:
         """All randomness comes from `rng`, which grain derives from seed and place."""
-        caption = record["captions"][rng.integers(len(record["captions"]))]
-        return self.maker.row(record, caption, match_hash(record["match_id"]), rng)
+        caption = _any_caption(record, rng)
+        others = self._others(record, caption, rng)
+        return self.maker.row(record, caption, match_hash(record["match_id"]), rng, others)
+
+    def _others(self, record: dict, caption: bytes, rng: np.random.Generator) -> list[bytes]:
+        """Up to `num_others` captions of records that show something else, all different to the
+        tokenizer; fewer if they are not found soon, as in a source of a few equal captions."""
+        wanted = self.maker.config.num_others
+        found = [caption]
+        for _ in range(_TRIES * wanted):
+            if len(found) > wanted:
+                break
+            other = self.records[int(rng.integers(len(self.records)))]
+            text = _any_caption(other, rng)
+            if other["match_id"] != record["match_id"]:
+                ids, _ = self.maker.tokens([text, *found])
+                if (ids[1:] != ids[0]).any(axis=1).all():
+                    found.append(text)
+        return found[1:]
+
+
+def _any_caption(record: dict, rng: np.random.Generator) -> bytes:
+    return record["captions"][rng.integers(len(record["captions"]))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +154,6 @@ class EvalRows(grain.transforms.Map):
             return self.maker.padding()
         record = self.records[index]
         return self.maker.row(record, record["captions"][0], self.media_ids[index], rng=None)
-
-
-def _make_row(
-    video: np.ndarray, text_ids: np.ndarray, text_mask: np.ndarray, media_id: int, valid: bool
-) -> Row:
-    return {
-        "video": video,
-        "text_ids": text_ids,
-        "text_mask": text_mask,
-        "media_ids": np.int32(media_id),
-        "valid": np.bool_(valid),
-    }
 
 
 def _report_once(dataset: str, source: str, reason: str) -> None:

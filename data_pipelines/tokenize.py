@@ -66,6 +66,15 @@ class Tokenizer:
             mask[row, : len(tokens)] = True
         return ids, mask
 
+    def encode_template(self, template: str, slot: int) -> tuple[int, ...]:
+        """Ids of `[CLS] template [SEP]`, with `slot` at each {}; it may hold special tokens."""
+        pieces = [
+            self._backend.encode(piece, add_special_tokens=False).ids
+            for piece in template.split("{}")
+        ]
+        filled = [token for piece in pieces for token in (slot, *piece)][1:]
+        return (self.cls_id, *filled, self.sep_id)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of one row of ids, without special tokens."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -14,6 +14,7 @@ from data_pipelines.pipeline import eval_data, train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.stored import open_source, tokenizer_for
 from data_pipelines.tokenize import Tokenizer
+from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate
@@ -163,7 +164,7 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
 
 
 def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:
-    """Takes vocabulary size and special ids from the tokenizer.
+    """Takes vocabulary size, special ids and the ids of MCM's template from the tokenizer.
 
     Raises:
       ValueError: the config asks for a vocabulary that is too small for the tokenizer.
@@ -171,11 +172,12 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
     wanted, size = config.model.text.vocab_size, tokenizer.vocab_size
     if wanted and wanted < size:
         raise ValueError(f"model.text.vocab_size={wanted}, but the tokenizer has {size} words")
-    return override(
-        config,
-        {
-            "model.text.vocab_size": wanted or size,
-            "model.text.cls_id": tokenizer.cls_id,
-            "model.text.mask_id": tokenizer.mask_id,
-        },
-    )
+    filled = {
+        "model.text.vocab_size": wanted or size,
+        "model.text.cls_id": tokenizer.cls_id,
+        "model.text.mask_id": tokenizer.mask_id,
+    }
+    if config.objectives.mcm:
+        template = tokenizer.encode_template(config.objectives.mcm_template, SLOT)
+        filled["objectives.mcm_template_ids"] = template
+    return override(config, filled)

@@ -27,6 +27,8 @@ class ObjectivesConfig:
     """Masked language modeling on the fused text."""
     mvm: float = 1.0
     """Masked visual modeling: reconstruction of the removed patches."""
+    mcm: float = 0.0
+    """Multiple choice modeling: the true caption among others (MuLTI)."""
     mlm_ratio: float = 0.5
     """Fraction of the words that masked language modeling hides."""
     mask_text_for: Literal["mlm", "all"] = "mlm"
@@ -35,13 +37,26 @@ class ObjectivesConfig:
     """Where the negatives of VTC come from: the global batch, or each device's own rows."""
     vtm_scope: Literal["global", "local"] = "local"
     """The same for VTM; with local, no video tokens cross the network."""
+    mcm_kind: Literal["concat", "score"] = "concat"
+    """concat: all options in one text, the place of the truth is the answer; score: each caption is
+    scored alone."""
+    mcm_template: str = "what does the video describe? [SEP] (a) {} (b) {} (c) {} (d) {}"
+    """The question and its options; their number holds for both kinds."""
+    mcm_template_ids: tuple[int, ...] = ()
+    """The template's token ids, -1 for an option; filled from the tokenizer at the start."""
+    mcm_len: int = 128
+    """Tokens of the longest text of a question; options are cut to fit."""
 
     def __post_init__(self):
-        weights = {name: getattr(self, name) for name in ("vtc", "vtm", "mlm", "mvm")}
+        weights = {name: getattr(self, name) for name in ("vtc", "vtm", "mlm", "mvm", "mcm")}
         for name, weight in weights.items():
             check(weight >= 0, f"objectives.{name} must not be negative: {weight}")
         check(any(weights.values()), "objectives: every weight is 0, so there is nothing to train")
         check(0 < self.mlm_ratio <= 1, f"objectives.mlm_ratio={self.mlm_ratio} not in (0, 1]")
+        check(
+            self.mcm_template.count("{}") >= 2,
+            f"objectives.mcm_template={self.mcm_template!r} must have at least two {{}}",
+        )
         check(
             self.mlm > 0 or self.mask_text_for == "mlm",
             "objectives.mask_text_for=all hides words, but objectives.mlm is 0",
@@ -168,6 +183,17 @@ class ExperimentConfig:
             self.data.text_len <= self.model.text.max_len,
             f"data.text_len={self.data.text_len} exceeds "
             f"model.text.max_len={self.model.text.max_len}",
+        )
+        check(
+            not self.objectives.mcm or self.objectives.mcm_len <= self.model.text.max_len,
+            f"objectives.mcm_len={self.objectives.mcm_len} exceeds "
+            f"model.text.max_len={self.model.text.max_len}",
+        )
+        others = self.objectives.mcm_template.count("{}") - 1
+        check(
+            not self.objectives.mcm or self.data.num_others in (0, others),
+            f"data.num_others={self.data.num_others}, but objectives.mcm_template needs {others} "
+            "(or 0: from the batch)",
         )
         mask = self.model.video.mask
         check(

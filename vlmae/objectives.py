@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from data_pipelines.records import Batch
-from vlmae import losses
+from vlmae import choices, losses
 from vlmae.config import ObjectivesConfig
 from vlmae.masking import PatchMask, mask_from_noise, mask_noise
 from vlmae.models.text_encoder import TextFeatures
@@ -148,7 +148,7 @@ def mlm(
 ) -> Loss:
     """Masked language modeling: hidden words from the other words and the video (BERT)."""
     words, fused = features.words, model.fuse(features.masked_text, features.video)
-    logits = model.predict_words(fused)
+    logits = model.predict_words(model.fused_words(features.masked_text, fused))
     correct = (logits.argmax(axis=-1) == batch.text_ids).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(logits, batch.text_ids), words.targets_mask),
@@ -176,7 +176,67 @@ def mvm(
     return Loss(losses.reconstruction_loss(painted.pixels, target, counted), {})
 
 
-OBJECTIVES: dict[str, Callable[..., Loss]] = {"vtc": vtc, "vtm": vtm, "mlm": mlm, "mvm": mvm}
+def mcm(
+    model: VideoLanguageModel,
+    features: Features,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
+) -> Loss:
+    """Multiple choice modeling: the true caption among wrong ones (MuLTI).
+
+    The wrong ones come with the batch, or from its other rows. A row for which there are too few
+    is not asked; `mcm/asked_ratio` is the share of those that are.
+    """
+    options, answer, asked = draw_options(batch, key, config)
+    if config.mcm_kind == "concat":
+        question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
+        fused = model.fuse(model.encode_text(*question), features.video)
+        logits = model.choose(fused, options.ids.shape[1])
+    else:
+        count = options.ids.shape[1]
+        video = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), features.video)
+        fused = model.fuse(model.encode_text(*choices.fold(options)), video)
+        logits = rearrange(model.choose(fused, 1), "(b c) 1 -> b c", c=count)
+    correct = (logits.argmax(axis=-1) == answer).astype(jnp.float32)
+    return Loss(
+        losses.masked_mean(losses.cross_entropy(logits, answer), asked),
+        {
+            "mcm/accuracy": losses.masked_mean(correct, asked),
+            "mcm/asked_ratio": losses.masked_mean(asked.astype(jnp.float32), batch.valid),
+        },
+    )
+
+
+def draw_options(
+    batch: Batch, key: Key[Array, ""], config: ObjectivesConfig
+) -> tuple[choices.Caption, Int[Array, " b"], Bool[Array, " b"]]:
+    """The options of each row, the place of the truth (uniform), and which rows can be asked."""
+    place_key, noise_key = jax.random.split(key)
+    count = config.mcm_template.count("{}")
+    b = len(batch.valid)
+    if batch.other_ids is None:
+        noise = jax.random.uniform(noise_key, (b, b))
+        rows, asked = choices.other_rows(
+            noise, batch.text_ids, batch.media_ids, batch.valid, count - 1
+        )
+        others = choices.Caption(batch.text_ids[rows], batch.text_mask[rows])
+    else:
+        others = choices.Caption(batch.other_ids, batch.other_mask)
+        asked = others.mask.any(axis=2).all(axis=1) & batch.valid
+    answer = jax.random.randint(place_key, (b,), 0, count)
+    truth = choices.Caption(batch.text_ids, batch.text_mask)
+    return choices.insert_truth(truth, others, answer), answer, asked
+
+
+OBJECTIVES: dict[str, Callable[..., Loss]] = {
+    "vtc": vtc,
+    "vtm": vtm,
+    "mlm": mlm,
+    "mvm": mvm,
+    "mcm": mcm,
+}
 
 
 def compute_losses(

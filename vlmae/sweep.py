@@ -160,12 +160,12 @@ def run_state(base: ExperimentConfig, run: SweepRun) -> str:
 
 def changed_fields(stored: ExperimentConfig, config: ExperimentConfig) -> list[str]:
     """Fields in which a config differs from a run's own, what the tokenizer filled in aside."""
-    filled = {"model.text.cls_id", "model.text.mask_id"}
+    filled = ("model.text.cls_id", "model.text.mask_id", "objectives.mcm_template_ids")
     if not config.model.text.vocab_size:
-        filled.add("model.text.vocab_size")
+        filled += ("model.text.vocab_size",)
     old, new = flatten(stored), flatten(config)
-    fields = (old.keys() | new.keys()) - filled
-    return sorted(field for field in fields if old.get(field) != new.get(field))
+    different = [field for field in old.keys() | new.keys() if old.get(field) != new.get(field)]
+    return sorted(field for field in different if not field.startswith(filled))
 
 
 def format_runs(base: ExperimentConfig, runs: Sequence[SweepRun]) -> str:

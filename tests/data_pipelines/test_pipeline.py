@@ -2,6 +2,7 @@ import dataclasses
 import io
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,9 @@ def assert_equal(got, expected):
     for a, b in zip(got, expected, strict=True):
         for name in Batch._fields:
             x, y = getattr(a, name), getattr(b, name)
+            if x is None:
+                assert y is None
+                continue
             assert x.dtype == y.dtype
             np.testing.assert_array_equal(x, y, err_msg=name)
 
@@ -140,8 +144,7 @@ def test_processes_share_the_global_batch(mixed_config):
     whole = take(mixed_config, 6, start_step=2)
     parts = [take(mixed_config, 6, 2, process_index=i, process_count=2) for i in range(2)]
     joined = [
-        Batch(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
-        for a, b in zip(*parts, strict=True)
+        jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b) for a, b in zip(*parts, strict=True)
     ]
     assert_equal(joined, whole)
 
@@ -235,8 +238,7 @@ def test_evaluation_shares_rows_between_processes(shapes_config):
     data = eval_data(shapes_config)
     parts = [list(data.batches(i, 2)) for i in range(2)]
     joined = [
-        Batch(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
-        for a, b in zip(*parts, strict=True)
+        jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b) for a, b in zip(*parts, strict=True)
     ]
     assert_equal(joined, list(data.batches()))
 
@@ -291,3 +293,33 @@ def test_tokenizer_of_the_config_goes_first(shapes_config, tmp_path):
     config = dataclasses.replace(shapes_config, tokenizer=str(tmp_path / "vocab.txt"))
     assert tokenizer_for(config).vocab_size == 6
     assert take(config, 1)[0].text_ids.max() <= 5
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_wrong_captions_come_from_other_clips_of_the_source(shapes_config, num_workers):
+    config = dataclasses.replace(shapes_config, num_others=3, num_workers=num_workers)
+    plain, batches = take(shapes_config, 3), take(config, 3)
+    assert_equal(take(config, 1, start_step=2), batches[2:])
+    records = open_source(config.train[0], config.data_dir)
+    tokenizer, known = tokenizer_for(config), {}
+    for i in range(len(records)):
+        ids, _ = tokenizer.encode([c.decode() for c in records[i]["captions"]], config.text_len)
+        for caption in map(tuple, ids):
+            known.setdefault(caption, set()).add(rows.match_hash(records[i]["match_id"]))
+    for batch, without in zip(batches, plain, strict=True):
+        np.testing.assert_array_equal(batch.text_ids, without.text_ids)
+        assert without.other_ids is None
+        assert batch.other_ids.shape == (config.batch_size, 3, config.text_len)
+        assert batch.other_mask.any(axis=2).all()
+        for row in range(config.batch_size):
+            texts = [tuple(ids) for ids in (batch.text_ids[row], *batch.other_ids[row])]
+            assert len(set(texts)) == 4
+            assert all(known[text] - {batch.media_ids[row]} for text in texts[1:])
+
+
+def test_a_source_of_one_caption_has_no_wrong_ones(mixed_config):
+    stills = dataclasses.replace(mixed_config.train[1], split="train[:1]")
+    config = dataclasses.replace(mixed_config, train=(stills,), num_others=2)
+    batch = take(config, 1)[0]
+    assert batch.valid.all()
+    assert not batch.other_mask.any()

@@ -117,3 +117,11 @@ def test_training_gives_the_same_list_in_every_process():
     command = [sys.executable, "-c", code]
     runs = [subprocess.run(command, capture_output=True, check=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout and runs[0].stdout.count(b"'") == 600
+
+
+def test_templates_have_slots_and_special_tokens(tokenizer):
+    slot = -1
+    ids = tokenizer.encode_template("text here: [SEP] (a) {} (red) {}", slot)
+    expected = "[CLS] text here : [SEP] ( a ) {} ( red ) {} [SEP]".split()
+    assert [slot if w == "{}" else WORDS.index(w) for w in expected] == list(ids)
+    assert tokenizer.encode_template("{}{}", slot) == (tokenizer.cls_id, -1, -1, tokenizer.sep_id)

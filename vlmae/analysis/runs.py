@@ -23,7 +23,7 @@ from vlmae.result import (
     training_cost,
 )
 
-# Fields that change neither what a run learns nor what a step costs.
+# Fields, or what they begin with, that change neither what a run learns nor what a step costs.
 IGNORED = (
     "name",
     "data.data_dir",
@@ -31,6 +31,7 @@ IGNORED = (
     "train.eval_every_steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "objectives.mcm_template_ids",
 )
 NOT_ENTERED = ("checkpoints", "tensorboard", "tokenizer")  # folders inside of a work directory
 COMPLETE, UNFINISHED, FAILED = "complete", "unfinished", "failed"
@@ -104,7 +105,7 @@ def read_run(workdir: Path, root: Path) -> Run:
     state = COMPLETE if result else FAILED if error else UNFINISHED
     return Run(
         name=name,
-        fields={k: v for k, v in flatten(config).items() if k not in IGNORED},
+        fields={k: v for k, v in flatten(config).items() if not k.startswith(IGNORED)},
         state=state,
         error=error if state == FAILED else "",
         step=result["step"] if result else last_step(lines),
