@@ -42,6 +42,25 @@ def sweep_method() -> Iterator[Changes]:
     }
 
 
+def sweep_fusion() -> Iterator[Changes]:
+    """The multiway fusion, and what it is compared with."""
+    for kind in ("multiway", "concat", "cross_attention"):
+        yield {"model.fusion.kind": kind}
+
+
+def sweep_pooling() -> Iterator[Changes]:
+    """What the sampler's latents start from; none is a plain resampler."""
+    for kind in ("block", "global", "mean", "attention", "none"):
+        yield {"model.fusion.sampler.pooling": kind}
+
+
+def sweep_mcm() -> Iterator[Changes]:
+    """Without multiple choice modeling, and with both kinds of it."""
+    yield {"objectives.mcm": 0.0}
+    for kind in ("concat", "score"):
+        yield {"objectives.mcm": 1.0, "objectives.mcm_kind": kind}
+
+
 def sweep_seed() -> Iterator[Changes]:
     """Three seeds."""
     for seed in (0, 1, 2):

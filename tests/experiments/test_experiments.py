@@ -9,7 +9,10 @@ import pytest
 
 from data_pipelines.config import SourceConfig
 from data_pipelines.records import Batch
+from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config_tree import override
+from vlmae.objectives import OBJECTIVES
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
 
@@ -32,9 +35,11 @@ def test_experiment(file):
     module = importlib.import_module(f"experiments.{file.stem}")
     assert f"python experiments/{file.stem}.py" in module.__doc__
     config = module.get_config()
-    if not config.model.text.vocab_size:
-        text = dataclasses.replace(config.model.text, vocab_size=30522)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
+    template = (101, 2054, SLOT, SLOT, SLOT, SLOT, 102)
+    size = config.model.text.vocab_size or 30522
+    filled = {"model.text.vocab_size": size, "objectives.mcm_template_ids": template}
+    config = override(config, filled)
+    weights = {name: getattr(config.objectives, name) for name in OBJECTIVES}
     state = jax.eval_shape(make_init(config), 0)
     step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
     for source in config.data.train:
@@ -42,7 +47,7 @@ def test_experiment(file):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
-        assert {"loss/vtc", "loss/vtm", "loss/mlm", "loss/mvm"} <= set(metrics)
+        assert {f"loss/{name}" for name, weight in weights.items() if weight} <= set(metrics)
 
 
 def test_the_papers_setting_has_the_papers_size():
