@@ -1,6 +1,7 @@
 """Throughput, data wait, operations and memory of a running loop."""
 
 import contextlib
+import math
 import resource
 import time
 from collections import defaultdict
@@ -16,7 +17,8 @@ class CompiledStep:
     """A step compiled once for each shape of batch; counts its operations while at it.
 
     Images (t = 1) and clips are two programs, compiled when first met. `repeats` is how often the
-    step's loop over parts of the batch runs: XLA counts the operations of a loop's body once.
+    step's loop over parts of the batch runs: XLA counts the operations of a loop's body once. With
+    0 there are other loops, and the operations are unknown (NaN).
     """
 
     def __init__(self, step: Callable, notify: Callable[[str], None] = print, repeats: int = 1):
@@ -30,14 +32,12 @@ class CompiledStep:
             return
         start = time.perf_counter()
         program = self.step.lower(state, batch).compile()
-        counted = program.cost_analysis().get("flops", 0.0) * self.repeats
+        counted = program.cost_analysis().get("flops", 0.0) * (self.repeats or math.nan)
         flops = counted * jax.device_count() / shape[0]
         self.programs[shape] = program, flops
         secs = time.perf_counter() - start
-        self.notify(
-            f"compiled the step for video {shape} in {secs:.1f} s: "
-            f"{flops / 1e9:.2f} billion operations a clip"
-        )
+        cost = f"{flops / 1e9:.2f} billion operations a clip" if self.repeats else "in a loop"
+        self.notify(f"compiled the step for video {shape} in {secs:.1f} s: {cost}")
 
     def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict]:
         """Runs the step; metrics gain `speed/flops_per_clip`, as XLA counts them."""

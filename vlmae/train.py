@@ -144,12 +144,9 @@ def make_steps(
     config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree, notify: Callable
 ) -> dict[float, CompiledStep]:
     """A step for every keep rate of the schedule; each is compiled when it is first needed."""
+    repeats = 0 if config.model.video.frames_per_chunk else config.optim.accumulate_steps
     return {
-        rate: CompiledStep(
-            make_step(at_keep_rate(config, rate), mesh, state),
-            notify,
-            config.optim.accumulate_steps,
-        )
+        rate: CompiledStep(make_step(at_keep_rate(config, rate), mesh, state), notify, repeats)
         for rate in keep_rates(config)
     }
 

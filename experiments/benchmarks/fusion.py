@@ -1,0 +1,286 @@
+"""What fusing long clips and long texts costs: memory, operations and time of the three fusions.
+
+    python -m experiments.benchmarks.fusion
+    python -m experiments.benchmarks.fusion --frames 4 16 --words 40 512 --part step
+
+The fusion alone (`--part fusion`) is its forward and backward pass, down to the gradients of the
+features of text and video, at the width of ViT-B/16 and BERT-base, three layers; 197 tokens a
+frame. The whole training step (`--part step`) has both encoders, VTC, VTM, MLM and MCM, and frames
+encoded in chunks. Memory is what the compiler reserves beside arguments and results; nothing but
+the timed programs runs. How operations grow is fitted on clips and texts so long that it shows.
+"""
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from experiments.benchmarks.cost import base_config, compile_step, random_batch
+from vlmae.choices import SLOT
+from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config_tree import override
+from vlmae.models.text_encoder import TextFeatures
+from vlmae.models.video_encoder import VideoFeatures
+from vlmae.models.video_language import build_model
+from vlmae.sharding import make_mesh
+from vlmae.workdir import environment
+
+KINDS = ("multiway", "cross_attention", "concat")
+PATCHES = 196
+LONG_FRAMES = (128, 256, 512, 1024, 2048)
+LONG_TEXTS = (8192, 16384, 32768, 65536, 131072)
+TEMPLATE = (101, 2054, 102, SLOT, SLOT, SLOT, SLOT, 102)
+
+
+class Shape(NamedTuple):
+    """What is fused."""
+
+    kind: str
+    frames: int
+    words: int
+
+
+def fusion_config(kind: str) -> ExperimentConfig:
+    """B/16 and BERT-base with one of the fusions, unmasked."""
+    changes = {"model.fusion.kind": kind, "model.text.dropout": 0.0}
+    return override(base_config("B", 1, "float32"), changes)
+
+
+def features(shape: Shape, batch_size: int, width: int) -> tuple[TextFeatures, VideoFeatures]:
+    """Abstract features of full texts and unmasked clips."""
+    b, t = batch_size, shape.frames
+
+    def of(dtype: str, *size: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, *size), dtype)
+
+    return (
+        TextFeatures(of("float32", shape.words, width), of("bool", shape.words)),
+        VideoFeatures(
+            of("float32", t, PATCHES, width),
+            of("float32", t, width),
+            (of("int32", t, PATCHES),),
+            of("bool", t, PATCHES),
+        ),
+    )
+
+
+def lower_fusion(shape: Shape, batch_size: int) -> tuple[Any, PyTree]:
+    """The fusion's forward and backward pass, lowered, and its abstract arguments."""
+    config = fusion_config(shape.kind)
+    model = build_model(config)
+    text, video = features(shape, batch_size, config.model.video.width)
+    init = functools.partial(model.init, jax.random.key(0), method="fuse")
+    params = jax.eval_shape(init, text, video)
+
+    def loss(params: PyTree, text_tokens: jax.Array, video_tokens: jax.Array, rest: PyTree):
+        text, video = rest
+        text, video = text._replace(tokens=text_tokens), video._replace(tokens=video_tokens)
+        return jnp.square(model.apply(params, text, video, method="fuse")[:, 0]).sum()
+
+    gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    arguments = (params, text.tokens, video.tokens, (text, video))
+    return gradients.lower(*arguments), arguments
+
+
+def step_memory(shape: Shape, batch_size: int) -> int:
+    """Temporary bytes of the whole training step, frames encoded four at a time."""
+    config = override(
+        fusion_config(shape.kind),
+        {
+            "data.batch_size": batch_size,
+            "data.text_len": shape.words,
+            "data.train.0.num_frames": shape.frames,
+            "model.video.mask.ratio": 0.0,
+            "model.video.frames_per_chunk": 4,
+            "model.remat": True,
+            "objectives.mvm": 0.0,
+            "objectives.mcm": 1.0,
+            "objectives.mcm_len": 512,
+            "objectives.mcm_template_ids": TEMPLATE,
+        },
+    )
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(config)))
+    return compile_step(config, mesh, batch).temporary_bytes
+
+
+def fusion_memory(shape: Shape, batch_size: int) -> int:
+    """Temporary bytes of the fusion alone."""
+    lowered, _ = lower_fusion(shape, batch_size)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def exponent(sizes: Sequence[int], flops: Sequence[float]) -> float:
+    """The slope of log operations over log size.
+
+    >>> round(exponent([1, 2, 4], [3.0, 12.0, 48.0]), 6)
+    2.0
+    """
+    return float(np.polyfit(np.log(sizes), np.log(flops), 1)[0])
+
+
+def growth(kind: str) -> dict[str, Any]:
+    """How the operations of a fusion grow with the frames (40 words) and the words (1 frame)."""
+
+    def flops(frames: int, words: int) -> float:
+        return lower_fusion(Shape(kind, frames, words), 1)[0].cost_analysis()["flops"]
+
+    by_frames = [flops(frames, 40) for frames in LONG_FRAMES]
+    by_words = [flops(1, words) for words in LONG_TEXTS]
+    return {
+        "kind": kind,
+        "frames_exponent": exponent(LONG_FRAMES, by_frames),
+        "words_exponent": exponent(LONG_TEXTS, by_words),
+        "flops_by_frames": dict(zip(LONG_FRAMES, by_frames, strict=True)),
+        "flops_by_words": dict(zip(LONG_TEXTS, by_words, strict=True)),
+    }
+
+
+def prepare(shape: Shape, batch_size: int) -> Callable[[], float]:
+    """A function that runs the fusion's pass once and returns its seconds."""
+    lowered, arguments = lower_fusion(shape, batch_size)
+    program = lowered.compile()
+    rng = np.random.default_rng(0)
+
+    def fill(x: jax.ShapeDtypeStruct) -> jax.Array:
+        if x.dtype == jnp.float32:
+            return jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32))
+        return jnp.ones(x.shape, x.dtype)
+
+    arguments = jax.tree.map(fill, arguments)
+
+    def run() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        return time.perf_counter() - start
+
+    return run
+
+
+def time_fusions(frames: int, words: int, batch_size: int, rounds: int) -> list[dict]:
+    """Seconds of each fusion, and how many times slower than the first; one round warms up."""
+    runs = {kind: prepare(Shape(kind, frames, words), batch_size) for kind in KINDS}
+    times = [{kind: run() for kind, run in runs.items()} for _ in range(1 + rounds)][1:]
+    rows = []
+    for kind in KINDS:
+        ratios = [secs[kind] / secs[KINDS[0]] for secs in times]
+        rows.append(
+            {
+                "kind": kind,
+                "secs_per_clip": statistics.median(secs[kind] for secs in times) / batch_size,
+                "ratio": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+            }
+        )
+    return rows
+
+
+def format_memory(rows: Sequence[dict]) -> str:
+    """Markdown: one row for each length of clip and text, MiB a clip."""
+    lines = [
+        "| frames | words | " + " | ".join(KINDS) + " | concat / multiway |",
+        "|---|---|" + "---|" * (len(KINDS) + 1),
+    ]
+    for frames, words in dict.fromkeys((row["frames"], row["words"]) for row in rows):
+        of_shape = [row for row in rows if (row["frames"], row["words"]) == (frames, words)]
+        by_kind = {row["kind"]: row["mib"] for row in of_shape}
+        cells = [f"{by_kind[kind]:,.0f}" for kind in KINDS]
+        ratio = by_kind["concat"] / by_kind["multiway"]
+        lines.append(f"| {frames} | {words} | " + " | ".join(cells) + f" | {ratio:.1f} |")
+    return "\n".join(lines)
+
+
+def format_growth(rows: Sequence[dict]) -> str:
+    """Markdown: the exponents."""
+    lines = ["| fusion | operations ~ frames ^ | operations ~ words ^ |", "|---|---|---|"]
+    for row in rows:
+        by_frames, by_words = row["frames_exponent"], row["words_exponent"]
+        lines.append(f"| {row['kind']} | {by_frames:.2f} | {by_words:.2f} |")
+    return "\n".join(lines)
+
+
+def format_times(rows: Sequence[dict]) -> str:
+    """Markdown: seconds, and ratios of the same round."""
+    lines = ["| fusion | s a clip | x multiway (range) |", "|---|---|---|"]
+    for row in rows:
+        low, high = row["ratio_range"]
+        lines.append(
+            f"| {row['kind']} | {row['secs_per_clip']:.2f} | "
+            f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def plot_memory(rows: Sequence[dict], path: Path) -> None:
+    """Memory against frames, a panel for each length of text."""
+    from matplotlib.figure import Figure
+
+    texts = list(dict.fromkeys(row["words"] for row in rows))
+    figure = Figure(figsize=(3.4 * len(texts), 3.2), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(texts), sharey=True))
+    for panel, words in zip(panels, texts, strict=True):
+        for kind in KINDS:
+            points = [r for r in rows if (r["kind"], r["words"]) == (kind, words)]
+            x, y = zip(*[(r["frames"], r["mib"]) for r in points], strict=True)
+            panel.loglog(x, y, marker="o", label=kind.replace("_", " "))
+        panel.set_title(f"{words} words")
+        panel.set_xlabel("frames")
+        panel.set_xticks(x, [str(frames) for frames in x], minor=False)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("temporary memory, MiB a clip")
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def main(
+    part: Literal["fusion", "step"] = "fusion",
+    frames: tuple[int, ...] = (4, 8, 16, 32, 64),
+    words: tuple[int, ...] = (40, 128, 512),
+    batch_size: int = 2,
+    rounds: int = 3,
+    timed: tuple[int, int] = (16, 512),
+    out_dir: Path = Path("runs/benchmarks"),
+) -> None:
+    """Prints the tables and writes fusion.json, fusion.md and fusion_memory.png (or step...).
+
+    Args:
+      part: whose memory; growth and time are always those of the fusion alone.
+      frames: of the clips.
+      words: of the texts.
+      batch_size: clips and texts.
+      rounds: measured rounds, after one that warms up; 0 measures no time.
+      timed: frames and words of the timed programs.
+      out_dir: where the tables go.
+    """
+    measure = fusion_memory if part == "fusion" else step_memory
+    memory = []
+    for shape in (Shape(kind, t, n) for n in words for t in frames for kind in KINDS):
+        mib = measure(shape, batch_size) / batch_size / 2**20
+        memory.append(shape._asdict() | {"mib": mib})
+        print(f"{shape}: {mib:,.0f} MiB a clip", flush=True)
+    grown = [growth(kind) for kind in KINDS]
+    times = time_fusions(*timed, batch_size, rounds) if rounds else []
+    settings = {"part": part, "batch_size": batch_size, "rounds": rounds, "timed": timed}
+    report = {"settings": settings, "environment": environment()}
+    report |= {"memory": memory, "growth": grown, "times": times}
+    tables = f"{format_memory(memory)}\n\n{format_growth(grown)}\n\n{format_times(times)}\n"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / f"{part}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out_dir / f"{part}.md").write_text(tables)
+    plot_memory(memory, out_dir / f"{part}_memory.png")
+    print(f"{settings} on {', '.join(environment()['devices'])}\n{tables}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main, description=__doc__)
