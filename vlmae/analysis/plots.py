@@ -1,6 +1,6 @@
 """Plots of a sweep: quality against a field of the config, and against cost, over seeds."""
 
-import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,19 +89,22 @@ def plot_against_cost(
         y, y_std = _columns(groups, metric)
         front = pareto_front(x, -y if lower_is_better(metric) else y)
         axes.plot(x[front], y[front], color="0.7", zorder=1, label="Pareto front")
-        axes.errorbar(x, y, xerr=x_std, yerr=y_std, fmt="o", capsize=3)
-        for group, place in zip(groups, zip(x, y, strict=True), strict=True):
-            if not math.isnan(sum(place)):
-                text = ", ".join(map(str, group.fields.values()))
-                axes.annotate(text, place, (5, 5), textcoords="offset points", fontsize=8)
         _draw_chance(axes, groups, metric)
-        axes.margins(x=0.1)  # room for the names of the points
-        axes.set(xlabel=label, ylabel=_y_label(metric))
-        named = ", ".join(short_names(groups[0].fields).values())
-        if named:
-            axes.set_title(f"beside the points: {named}", loc="left", fontsize=8)
         axes.legend(fontsize=8, frameon=False)
+        points = [
+            axes.errorbar(x[i], y[i], y_std[i], x_std[i], _marker(i), capsize=3)
+            for i in range(len(groups))
+        ]
+        axes.set(xlabel=label, ylabel=_y_label(metric))
+    # Below the axes, where long names cover no point.
+    names = [textwrap.fill(group_label(group), 80 * len(metrics)) for group in groups]
+    figure.legend(points, names, loc="outside lower center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _marker(index: int) -> str:
+    """A marker for each point; another one when the colors begin again."""
+    return "os^Dv"[index // 10 % 5]
 
 
 def _y_label(metric: str) -> str:
