@@ -31,6 +31,7 @@ def get_config() -> ExperimentConfig:
             "objectives.mvm": 0.0,
             "objectives.mcm": 1.0,
             "objectives.mcm_len": 64,
+            "evaluation.choices": 4,
         },
     )
 

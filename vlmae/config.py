@@ -146,13 +146,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Zero-shot retrieval on the evaluation split."""
+    """Zero-shot retrieval and multiple choice on the evaluation split."""
 
     rerank_top_k: int = 0
     """Candidates of each query that the matching head scores again; 0 ranks by VTC alone."""
+    choices: int = 0
+    """Options of the multiple-choice questions about each caption's clip; 0 asks none."""
 
     def __post_init__(self):
         check(self.rerank_top_k >= 0, "evaluation.rerank_top_k must not be negative")
+        check(self.choices == 0 or self.choices >= 2, "evaluation.choices must be 0 or at least 2")
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,15 @@ class ExperimentConfig:
         check(
             not self.evaluation.rerank_top_k or self.objectives.vtm > 0,
             "evaluation.rerank_top_k needs the matching head: set objectives.vtm above 0",
+        )
+        asked = self.evaluation.choices
+        check(
+            not asked or bool(self.objectives.vtm or self.objectives.mcm),
+            "evaluation.choices needs a head: set objectives.vtm or objectives.mcm above 0",
+        )
+        check(
+            not (asked and self.objectives.mcm) or asked == others + 1,
+            f"evaluation.choices={asked}, but objectives.mcm_template has {others + 1} options",
         )
         check(
             self.data.batch_size % self.optim.accumulate_steps == 0,

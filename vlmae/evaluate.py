@@ -17,7 +17,9 @@ from vlmae.checkpoint import load_params
 from vlmae.command import run_command
 from vlmae.config import ExperimentConfig, MeshConfig, load_config
 from vlmae.config_tree import override
+from vlmae.evaluators.multiple_choice import evaluate_multiple_choice
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
+from vlmae.files import write_whole
 from vlmae.models.video_language import build_model
 from vlmae.sharding import check_batch_size, make_mesh
 
@@ -33,28 +35,34 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates what the objectives trained, and writes it to `out_dir`.
 
-    With VTC: `retrieval.json` and `retrieval.md`. With MVM: `reconstruction.png`.
+    With VTC: `retrieval.json` and `retrieval.md`. With MVM: `reconstruction.png`. If the config
+    asks for choices: `multiple_choice.json`.
 
     Returns:
-      Metrics named `retrieval/t2v_r1`, ...; empty without VTC.
+      Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
     """
     model = build_model(config)
     out_dir.mkdir(parents=True, exist_ok=True)
     if config.objectives.mvm:
         picture_first_clips(config, params, data, out_dir / "reconstruction.png")
-    if not config.objectives.vtc:
-        return {}
-    result = evaluate_retrieval(
-        model,
-        params,
-        data,
-        mesh,
-        batch_size=config.data.eval_batch_size,
-        rerank_top_k=config.evaluation.rerank_top_k,
-    ).metrics
-    (out_dir / "retrieval.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out_dir / "retrieval.md").write_text(format_table(result) + "\n")
-    return {f"retrieval/{name}": value for name, value in result.items()}
+    run = (model, params, data, mesh)
+    size, metrics = config.data.eval_batch_size, {}
+    if config.objectives.vtc:
+        top_k = config.evaluation.rerank_top_k
+        result = evaluate_retrieval(*run, batch_size=size, rerank_top_k=top_k).metrics
+        write_whole(out_dir / "retrieval.json", json.dumps(result, indent=2) + "\n")
+        write_whole(out_dir / "retrieval.md", format_table(result) + "\n")
+        metrics |= {f"retrieval/{name}": value for name, value in result.items()}
+    if config.evaluation.choices:
+        result = evaluate_multiple_choice(
+            *run,
+            batch_size=size,
+            num_options=config.evaluation.choices,
+            objectives=config.objectives,
+        )
+        write_whole(out_dir / "multiple_choice.json", json.dumps(result, indent=2) + "\n")
+        metrics |= {f"multiple_choice/{name}": value for name, value in result.items()}
+    return metrics
 
 
 def picture_first_clips(
@@ -79,7 +87,10 @@ def _first(values: np.ndarray, wanted: np.int32) -> int:
 
 
 def evaluate_workdir(
-    workdir: Path, split: str | None = None, rerank_top_k: int | None = None
+    workdir: Path,
+    split: str | None = None,
+    rerank_top_k: int | None = None,
+    choices: int | None = None,
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a work directory, with the config found there.
 
@@ -89,13 +100,18 @@ def evaluate_workdir(
       workdir: a run.
       split: another split of the evaluation data set; default the config's.
       rerank_top_k: candidates to score again with VTM; default the config's.
+      choices: options of multiple-choice questions, 0 for none; default the config's.
 
     Raises:
       FileNotFoundError: no config, no checkpoint, or no data.
     """
     config = load_config(workdir / "config.json")
     params, step = load_params(workdir)
-    wanted = {"data.eval.split": split, "evaluation.rerank_top_k": rerank_top_k}
+    wanted = {
+        "data.eval.split": split,
+        "evaluation.rerank_top_k": rerank_top_k,
+        "evaluation.choices": choices,
+    }
     given = {field: value for field, value in wanted.items() if value is not None}
     config = override(config, {"data.tokenizer": str(workdir / "tokenizer"), **given})
     mesh = make_mesh(MeshConfig())
@@ -104,8 +120,10 @@ def evaluate_workdir(
     with jax.set_mesh(mesh):
         result = evaluate(config, params, mesh, eval_data(config.data), out_dir)
     print(f"step {step}, split {config.data.eval.split}: written to {out_dir}")
-    if result:
+    if config.objectives.vtc:
         print((out_dir / "retrieval.md").read_text())
+    if config.evaluation.choices:
+        print((out_dir / "multiple_choice.json").read_text())
     return result
 
 

@@ -190,15 +190,7 @@ def mcm(
     is not asked; `mcm/asked_ratio` is the share of those that are.
     """
     options, answer, asked = draw_options(batch, key, config)
-    if config.mcm_kind == "concat":
-        question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
-        fused = model.fuse(model.encode_text(*question), features.video)
-        logits = model.choose(fused, options.ids.shape[1])
-    else:
-        count = options.ids.shape[1]
-        video = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), features.video)
-        fused = model.fuse(model.encode_text(*choices.fold(options)), video)
-        logits = rearrange(model.choose(fused, 1), "(b c) 1 -> b c", c=count)
+    logits = choice_logits(model, options, features.video, config)
     correct = (logits.argmax(axis=-1) == answer).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(logits, answer), asked),
@@ -207,6 +199,29 @@ def mcm(
             "mcm/asked_ratio": losses.masked_mean(asked.astype(jnp.float32), batch.valid),
         },
     )
+
+
+def choice_logits(
+    model: VideoLanguageModel,
+    options: choices.Caption,
+    video: VideoFeatures,
+    config: ObjectivesConfig,
+) -> Float[Array, "b c"]:
+    """Which of its options describes each clip, by the head of MCM."""
+    count = options.ids.shape[1]
+    if config.mcm_kind == "score":
+        scores = model.choose(each_option(model, options, video), 1)
+        return rearrange(scores, "(b c) 1 -> b c", c=count)
+    question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
+    return model.choose(model.fuse(model.encode_text(*question), video), count)
+
+
+def each_option(
+    model: VideoLanguageModel, options: choices.Caption, video: VideoFeatures
+) -> Float[Array, "f q d"]:
+    """Every option fused with its clip on its own, the options of a clip one after the other."""
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, options.ids.shape[1], axis=0), video)
+    return model.fuse(model.encode_text(*choices.fold(options)), repeated)
 
 
 def draw_options(

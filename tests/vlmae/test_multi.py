@@ -33,7 +33,9 @@ def test_a_run_with_all_of_multi(run_tiny, capsys):
     code, err, _ = run_tiny(*MULTI)  # complete: restored with its frozen parameters, evaluated
     assert code == 0, err
     assert json.loads((workdir / "result.json").read_text())["metrics"] == final
-    reranked = evaluate_workdir(workdir, rerank_top_k=4)
+    reranked = evaluate_workdir(workdir, rerank_top_k=4, choices=4)
+    assert 0 <= reranked["multiple_choice/mcm_accuracy"] <= 100
+    assert {"multiple_choice/match_accuracy", "multiple_choice/chance_accuracy"} <= set(reranked)
     assert reranked["retrieval/num_clips"] == final["retrieval/num_clips"] == 12
 
 

@@ -126,7 +126,7 @@ def encode_texts(
 
     run = jax.jit(encode, out_shardings=replicated(mesh))
     rows = []
-    for chunk in _chunks(len(texts.text_ids), batch_size):
+    for chunk in chunks(len(texts.text_ids), batch_size):
         inputs = put_batch((texts.text_ids[chunk.rows], texts.text_mask[chunk.rows]), mesh)
         encoded = jax.device_get(run(params, *inputs))
         rows.append(jax.tree.map(lambda x, size=chunk.size: x[:size], encoded))
@@ -165,7 +165,7 @@ def score_pairs(
 
     run = jax.jit(match, out_shardings=replicated(mesh))
     scores = np.full((len(texts.embeddings), len(clips.embeddings)), np.nan)
-    for chunk in _chunks(len(pairs), batch_size):
+    for chunk in chunks(len(pairs), batch_size):
         text_rows, clip_rows = pairs[chunk.rows].T
         text = jax.tree.map(lambda x, rows=text_rows: x[rows], texts.features)
         clip = jax.tree.map(lambda x, rows=clip_rows: x[rows], clips.features)
@@ -191,15 +191,18 @@ def format_table(result: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
+    """Rows that go through a program together."""
+
     rows: Int[np.ndarray, " b"]  # row numbers; the last one is repeated to fill the chunk
     size: int  # how many of them are real
 
 
-def _chunks(count: int, size: int) -> list[_Chunk]:
+def chunks(count: int, size: int) -> list[Chunk]:
+    """All of `count` rows in chunks of one size, so that one program serves them all."""
     starts = range(0, count, size)
     return [
-        _Chunk(np.minimum(np.arange(s, s + size), count - 1), min(size, count - s)) for s in starts
+        Chunk(np.minimum(np.arange(s, s + size), count - 1), min(size, count - s)) for s in starts
     ]
 
 
