@@ -1,7 +1,7 @@
-"""What each part of SMAUG saves: operations, memory and time of a whole training step.
+"""What SMAUG's parts save, or MuLTI's adapters: operations, memory, time of a training step.
 
     python -m experiments.benchmarks.cost
-    python -m experiments.benchmarks.cost --sizes S --rounds 5 --out-dir runs/cost
+    python -m experiments.benchmarks.cost --sizes S --compare adapters --rounds 5
 
 Four frames of 224 px and 32 words, random data. Time is measured in rounds, each of which runs one
 step of every variant; a ratio compares two steps of the same round, and the median over the rounds
@@ -42,7 +42,7 @@ ONE_PATCH = 1 / 196
 MASKED = {"model.video.mask.ratio": 0.65}
 SPARSIFIED = MASKED | {"model.video.sparsify.keep_rate": 0.7}
 FULL = SPARSIFIED | {"model.selector.kind": "mlp", "model.pixel_decoder.target_ratio": 0.5}
-VARIANTS: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "dense, all four objectives": {},
     "dense, without MVM": {"objectives.mvm": 0.0},
     "masked 0.65": MASKED,
@@ -50,6 +50,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "+ 2 of 4 frames, half of the targets": FULL,
     "+ masked text for all objectives": FULL | {"objectives.mask_text_for": "all"},
 }
+
+
+def _frozen(kind: str) -> dict[str, Any]:
+    """Eight of 12 video blocks and six of nine text blocks frozen; neither masked nor MVM."""
+    return {
+        "objectives.mvm": 0.0,
+        "model.video.adapter.frozen_blocks": 8,
+        "model.video.adapter.kind": kind,
+        "model.text.adapter.frozen_blocks": 6,
+        "model.text.adapter.kind": kind,
+    }
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "all finetuned": {"objectives.mvm": 0.0},
+    "shallow blocks frozen, side adapters": _frozen("side"),
+    "shallow blocks frozen, inline adapters": _frozen("inline"),
+    "shallow blocks frozen, no adapters": _frozen("none"),
+}
+VARIANTS = {"parts": PARTS, "adapters": ADAPTERS}
 
 
 class Program(NamedTuple):
@@ -117,13 +137,15 @@ def time_step(program: Program, batch: Batch) -> float:
     return time.perf_counter() - start
 
 
-def measure(size: Size, batch_size: int, rounds: int, dtype: str) -> list[dict]:
+def measure(
+    size: Size, variants: dict[str, dict[str, Any]], batch_size: int, rounds: int, dtype: str
+) -> list[dict]:
     """One row of figures for each variant; ratios are those of the first variant to this one."""
     base = base_config(size, batch_size, dtype)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     batch = put_batch(random_batch(base), mesh)
     programs = {}
-    for name, changes in VARIANTS.items():
+    for name, changes in variants.items():
         programs[name] = compile_step(override(base, changes), mesh, batch)
         print(f"{size}: compiled {name!r} in {programs[name].compile_secs:.0f} s", flush=True)
     times: dict[str, list[float]] = {name: [] for name in programs}
@@ -177,26 +199,29 @@ def format_table(rows: list[dict]) -> str:
 
 def main(
     sizes: tuple[Size, ...] = ("S", "B"),
+    compare: Literal["parts", "adapters"] = "parts",
     batch_size: int = 4,
     rounds: int = 3,
     dtype: Literal["float32", "bfloat16"] = "float32",
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes cost.md and cost.json.
+    """Prints the table and writes cost_parts.md and cost_parts.json (or cost_adapters...).
 
     Args:
       sizes: S and B, or one of them.
+      compare: SMAUG's parts with the dense model, or adapters with finetuning everything.
       batch_size: clips in a step.
       rounds: measured rounds, after one that warms up.
       dtype: of the activations; bfloat16 is slower than float32 on most CPUs.
       out_dir: where the table goes.
     """
-    rows = [r for size in sizes for r in measure(size, batch_size, rounds, dtype)]
-    settings = {"batch_size": batch_size, "rounds": rounds, "dtype": dtype}
+    given = (VARIANTS[compare], batch_size, rounds, dtype)
+    rows = [r for size in sizes for r in measure(size, *given)]
+    settings = {"compare": compare, "batch_size": batch_size, "rounds": rounds, "dtype": dtype}
     out_dir.mkdir(parents=True, exist_ok=True)
     report = {"settings": settings, "environment": environment(), "rows": rows}
-    (out_dir / "cost.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "cost.md").write_text(format_table(rows) + "\n")
+    (out_dir / f"cost_{compare}.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out_dir / f"cost_{compare}.md").write_text(format_table(rows) + "\n")
     print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
 
 

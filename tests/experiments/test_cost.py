@@ -30,9 +30,19 @@ def test_ratios_compare_steps_of_one_round():
 def test_every_variant_builds_and_sees_the_tokens_of_its_name(size):
     base = cost.base_config(size, batch_size=2, dtype="float32")
     seen = {}
-    for name, changes in cost.VARIANTS.items():
+    for name, changes in cost.PARTS.items():
         config = override(base, changes)
         jax.eval_shape(make_init(config), 0)
         patches = (config.data.image_size // config.model.video.patch_size) ** 2
         seen[name] = num_keep(patches, config.model.video.mask.ratio)
     assert list(seen.values()) == [195, 195, 68, 68, 68, 68]
+
+
+def test_adapters_train_less_than_everything():
+    base = cost.base_config("S", batch_size=2, dtype="float32")
+    states = {}
+    for name, changes in cost.ADAPTERS.items():
+        state = jax.eval_shape(make_init(override(base, changes)), 0)
+        states[name] = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    full, side, inline, none = states.values()
+    assert none < side == inline < 0.7 * full
