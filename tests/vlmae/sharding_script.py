@@ -50,6 +50,16 @@ MESHES = {
 EVALUATED = ("single", "mixed")  # beside the restored run, which is evaluated on data=8
 CUT = ("data", "fsdp", "mixed")
 STEPS = 3
+MULTI = {  # MuLTI's parts, on the meshes of EVALUATED
+    "model.fusion.kind": "multiway",
+    "model.fusion.sampler.video_latents": 3,
+    "model.fusion.sampler.text_latents": 2,
+    "model.text.adapter.frozen_blocks": 1,
+    "model.text.adapter.width": 8,
+    "model.text.max_len": 64,
+    "objectives.mcm": 1.0,
+    "objectives.mcm_len": 64,
+}
 
 
 def get_config(data_dir: str) -> ExperimentConfig:
@@ -158,6 +168,11 @@ def main(data_dir: str, workdir: str) -> None:
         "shards": scoped_losses(config, single, 8),
         "whole": scoped_losses(config, single, 1),
     }
+    multi = with_vocabulary(override(config, MULTI), tokenizer_for(config.data))
+    for name, mesh in (("single", single), ("mixed", make_mesh(MESHES["mixed"]))):
+        folder = Path(workdir) / f"multi_{name}"
+        folder.mkdir()
+        results[f"multi_{name}"] = run(multi, mesh, None, folder)
     results["batch_shards"] = {name: batch_shards(make_mesh(MESHES[name])) for name in CUT}
     results["restored"] = evaluate_workdir(Path(workdir) / "fsdp", rerank_top_k=3)
     (Path(workdir) / "results.json").write_text(json.dumps(results))

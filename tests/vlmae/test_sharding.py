@@ -41,11 +41,13 @@ def results(on_meshes) -> dict:
     return json.loads((on_meshes / "results.json").read_text())
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, "multi_mixed"])
 def test_losses_of_every_step(results, mesh):
-    """With all four objectives, hard negatives from the global batch, and dropout."""
-    expected = results["single"]["history"]
+    """With all objectives, hard negatives from the global batch, and dropout."""
+    multi = mesh.startswith("multi")
+    expected = results["multi_single" if multi else "single"]["history"]
     assert {"loss/vtc", "loss/vtm", "loss/mlm", "loss/mvm"} <= expected[0].keys()
+    assert ("loss/mcm" in expected[0]) == multi
     assert len({step["loss/total"] for step in expected}) == sharding_script.STEPS
     for step, (ours, theirs) in enumerate(zip(results[mesh]["history"], expected, strict=True)):
         assert ours.keys() == theirs.keys()
@@ -79,6 +81,7 @@ def test_final_parameters(on_meshes, mesh):
 MLP = "video_encoder/block_0/mlp/up/kernel"
 QUERY = "text_encoder/block_0/attention/query/kernel"
 OUT = "fusion/block_0/cross_attention/out/kernel"
+SHARED = "fusion/shared_attention_0/out/kernel"
 WORDS = "text_encoder/embeddings/word/embedding"
 
 
@@ -94,6 +97,7 @@ WORDS = "text_encoder/embeddings/word/embedding"
         ("mixed", OUT, [8, 8]),
         ("fsdp", WORDS, [166, 2]),
         ("mixed", WORDS, [83, 16]),
+        ("multi_mixed", SHARED, [8, 8]),
     ],
 )
 def test_parameters_and_moments_are_cut(results, mesh, name, shape):
