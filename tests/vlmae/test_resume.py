@@ -118,7 +118,7 @@ def test_finished_run_is_only_evaluated_again(tiny_config, tmp_path, unbroken):
     name = "metrics.jsonl"
     assert (tmp_path / name).read_text() == (unbroken / name).read_text()
     assert_same_run(tmp_path, unbroken)
-    assert read_metrics(tmp_path / name)[-1] == {"step": 8, **result}
+    assert read_metrics(tmp_path)[-1] == {"step": 8, **result}
 
 
 def test_init_from_takes_only_parameters(tiny_config, tmp_path, unbroken):
