@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import struct
 from jaxtyping import Array, Int, PyTree
@@ -17,9 +18,11 @@ from vlmae.sharding import path_name
 class TrainState(struct.PyTreeNode):
     """Everything that a step changes, and all that a checkpoint holds.
 
-    Shapes and shardings of a state are trees of the same form.
+    Shapes and shardings of a state are trees of the same form. The seed never changes; it is here,
+    so that the compiled step is the same for every seed, and a compilation cache serves them all.
     """
 
+    seed: PyTree  # int32
     step: PyTree  # int32, steps done
     params: PyTree
     opt_state: PyTree
@@ -40,7 +43,8 @@ def init_state(
         return compute_losses(model, batch, key, objectives).metrics
 
     params = model.init({"params": key, "dropout": key}, batch, method=run_objectives)["params"]
-    return TrainState(jax.numpy.zeros((), "int32"), params, tx.init(params))
+    step = jnp.zeros((), "int32")
+    return TrainState(jnp.asarray(seed, "int32"), step, params, tx.init(params))
 
 
 class LoadReport(NamedTuple):

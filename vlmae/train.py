@@ -100,12 +100,11 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    seed: int,
     gradients: Gradients,
     tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict]:
-    """One update. All randomness is a function of the seed and the step."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    """One update. All randomness is a function of the state's seed and step."""
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     grads, metrics = gradients(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -116,7 +115,7 @@ def train_step(
         "optim/param_norm": optax.tree.norm(params),
     }
     metrics = {**metrics, **norms}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.seed, state.step + 1, params, opt_state), metrics
 
 
 def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) -> Callable:
@@ -127,7 +126,6 @@ def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) 
     )
     step = functools.partial(
         train_step,
-        seed=config.seed,
         gradients=accumulated(gradients, config.optim.accumulate_steps),
         tx=make_optimizer(config.optim, config.train.steps, config.model),
     )
