@@ -1,6 +1,7 @@
 """What to read and how: the data part of an experiment's config. Imports nothing of ours."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 def check(condition: bool, message: str) -> None:
@@ -48,6 +49,13 @@ class DataConfig:
     num_others: int = 0
     """Captions of other clips of the source that come with each training clip, as wrong options of
     multiple choice modeling; 0: it takes them from the batch."""
+    task: Literal["captions", "questions", "labels"] = "captions"
+    """What a row is about: a caption; a question, whose answer is a class; or a caption and labels,
+    which are classes."""
+    classes: str = ""
+    """JSON file of classes; empty: the answers or labels of the training sources."""
+    max_classes: int = 0
+    """Only the most frequent classes of the training sources are told apart; 0: all of them."""
     tokenizer: str = ""
     """A vocab.txt or a folder with one or with tokenizer.json; empty: the first source's own."""
     min_crop_scale: float = 0.5
@@ -64,8 +72,12 @@ class DataConfig:
         for name in ("batch_size", "eval_batch_size", "image_size"):
             check(getattr(self, name) >= 1, f"data.{name} must be at least 1")
         check(self.text_len >= 3, f"data.text_len must be at least 3, not {self.text_len}")
-        for name in ("num_workers", "num_others"):
+        for name in ("num_workers", "num_others", "max_classes"):
             check(getattr(self, name) >= 0, f"data.{name} must not be negative")
+        check(
+            self.task == "captions" or not self.num_others,
+            f"data.num_others={self.num_others} needs data.task=captions, not {self.task}",
+        )
         for name in ("min_crop_scale", "max_bad_ratio"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"data.{name} must be in [0, 1], not {value}")

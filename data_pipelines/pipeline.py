@@ -16,10 +16,11 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from data_pipelines.classes import Classes
 from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.records import Batch, Texts
-from data_pipelines.rows import EvalRows, Row, RowMaker, TrainRows
-from data_pipelines.stored import open_source, tokenizer_for
+from data_pipelines.records import Batch, Questions, Texts
+from data_pipelines.rows import EvalRows, QuestionRows, Row, RowMaker, TrainRows
+from data_pipelines.stored import open_source, read_texts, tokenizer_for
 from data_pipelines.tokenize import Tokenizer
 
 _MAX_THREADS = 8
@@ -65,10 +66,13 @@ def train_batches(
     start_step: int,
     *,
     seed: int,
+    classes: Classes | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
     """Endless training batches from `start_step` on: this process's rows of each (ours).
+
+    `classes` are those of the config's task (`classes_for`).
 
     Each batch comes from one source, alternating by weight, so the number of frames is fixed
     within a batch. Every epoch is shuffled anew. A clip that cannot be decoded becomes a row of
@@ -82,7 +86,7 @@ def train_batches(
     tokenizer = tokenizer_for(config)
     seeds = np.random.SeedSequence(seed).generate_state(len(config.train))
     parts = [
-        _endless_rows(config, source, tokenizer, int(source_seed))
+        _endless_rows(RowMaker(source, config, tokenizer, _numbers(classes)), int(source_seed))
         # Slicing whole local batches keeps the rows of a global batch contiguous.
         .batch(local_size, drop_remainder=True)[process_index::process_count]
         for source, source_seed in zip(config.train, seeds, strict=True)
@@ -102,6 +106,8 @@ class EvalData:
     media_ids: Int32[np.ndarray, " n"]
     names: tuple[str, ...]  # where each clip comes from
     texts: Texts
+    questions: Questions | None  # where the task is to answer them
+    classes: Classes | None
     _rows: EvalRows
     _config: DataConfig
 
@@ -118,47 +124,82 @@ class EvalData:
         return _iterate(batches[process_index::process_count], self._config.num_workers)
 
 
-def eval_data(config: DataConfig, split: str | None = None) -> EvalData:
-    """The evaluation split (or another one of the same data set), without randomness (ours).
+def eval_data(config: DataConfig, classes: Classes | None = None) -> EvalData:
+    """The evaluation split, without randomness (ours).
 
     Raises:
       FileNotFoundError: the data set or the tokenizer is missing.
       ValueError: there is no such split.
     """
-    source = dataclasses.replace(config.eval, split=split or config.eval.split)
-    records = open_source(source, config.data_dir)
+    records = open_source(config.eval, config.data_dir)
+    stored = read_texts(config.eval, config.data_dir)
     tokenizer = tokenizer_for(config)
-    captions, match_ids, names = [], [], []
-    for record in (records[i] for i in range(len(records))):  # media are not kept
-        captions.append([text.decode() for text in record["captions"]])
-        match_ids.append(record["match_id"])
-        names.append(record["source"].decode())
-    without_others = dataclasses.replace(config, num_others=0)
-    media_ids = np.unique(match_ids, return_inverse=True)[1].astype(np.int32)
+    media_ids = np.unique([item.match_id for item in stored], return_inverse=True)[1]
+    media_ids = media_ids.astype(np.int32)
+
+    def tokenize(of_clips: list[list[str]]) -> Texts:
+        return _tokenize_texts(of_clips, media_ids, tokenizer, config.text_len)
+
+    questions = [question for item in stored for question in item.questions]
+    maker = RowMaker(
+        config.eval,
+        dataclasses.replace(config, num_others=0),
+        tokenizer,
+        _numbers(classes if config.task == "labels" else None),
+    )
     return EvalData(
         num_clips=len(records),
         media_ids=media_ids,
-        names=tuple(names),
-        texts=_tokenize_texts(captions, media_ids, tokenizer, config.text_len),
-        _rows=EvalRows(records, media_ids, RowMaker(source, without_others, tokenizer)),
+        names=tuple(item.source for item in stored),
+        texts=tokenize([list(item.captions) for item in stored]),
+        questions=Questions(
+            tokenize([[question.question for question in item.questions] for item in stored]),
+            tuple(question.answer for question in questions),
+            tuple(question.kind for question in questions),
+        )
+        if config.task == "questions"
+        else None,
+        classes=classes,
+        _rows=EvalRows(records, media_ids, maker),
         _config=config,
     )
 
 
-def _endless_rows(
-    config: DataConfig, source: SourceConfig, tokenizer: Tokenizer, seed: int
-) -> grain.MapDataset[Row]:
-    records = open_source(source, config.data_dir)
-    rows = TrainRows(records, RowMaker(source, config, tokenizer))
-    return grain.MapDataset.source(records).seed(seed).shuffle().repeat().random_map(rows)
+def _numbers(classes: Classes | None) -> dict[bytes, int]:
+    """The number of every class, by its name as it stands in records."""
+    return {name.encode(): i for i, name in enumerate(classes.names)} if classes else {}
+
+
+def _endless_rows(maker: RowMaker, seed: int) -> grain.MapDataset[Row]:
+    source, data_dir = maker.source, maker.config.data_dir
+    records = open_source(source, data_dir)
+    if maker.config.task == "questions":
+        places = _question_places(source, data_dir)
+        dataset, rows = grain.MapDataset.source(places), QuestionRows(records, maker)
+    else:
+        dataset, rows = grain.MapDataset.source(records), TrainRows(records, maker)
+    return dataset.seed(seed).shuffle().repeat().random_map(rows)
+
+
+def _question_places(source: SourceConfig, data_dir: str) -> list[tuple[int, int]]:
+    """Every question of a split: the places of its record and of it in the record.
+
+    Raises:
+      ValueError: there is none.
+    """
+    counts = [len(item.questions) for item in read_texts(source, data_dir)]
+    places = [(record, i) for record, count in enumerate(counts) for i in range(count)]
+    if not places:
+        raise ValueError(f"data set {source.name!r}: split {source.split!r} has no question")
+    return places
 
 
 def _tokenize_texts(
-    captions: list[list[str]], media_ids: np.ndarray, tokenizer: Tokenizer, text_len: int
+    of_clips: list[list[str]], media_ids: np.ndarray, tokenizer: Tokenizer, text_len: int
 ) -> Texts:
-    """All captions of all clips in one list, each with the id of its clip."""
-    flat = [caption for of_clip in captions for caption in of_clip]
-    counts = [len(of_clip) for of_clip in captions]
+    """All texts of all clips in one list, each with the id of its clip."""
+    flat = [text for of_clip in of_clips for text in of_clip]
+    counts = [len(of_clip) for of_clip in of_clips]
     ids, mask = tokenizer.encode(flat, text_len)
     return Texts(ids, mask, np.repeat(media_ids, counts), tuple(flat))
 

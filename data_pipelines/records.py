@@ -48,6 +48,7 @@ class Batch(NamedTuple):
     valid: Bool[Array, " b"]
     other_ids: Int32[Array, "b o l"] | None = None  # captions that are wrong for the row
     other_mask: Bool[Array, "b o l"] | None = None  # all False: none was found
+    targets: Bool[Array, "b c"] | None = None  # the classes (answers, labels) that are right
 
 
 class Texts(NamedTuple):
@@ -57,3 +58,11 @@ class Texts(NamedTuple):
     text_mask: Bool[np.ndarray, "q l"]
     media_ids: Int32[np.ndarray, " q"]
     captions: tuple[str, ...]
+
+
+class Questions(NamedTuple):
+    """Every question of an evaluation split, with its right answer and its kind."""
+
+    texts: Texts  # the questions
+    answers: tuple[str, ...]
+    kinds: tuple[str, ...]

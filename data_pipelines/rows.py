@@ -4,7 +4,8 @@ import dataclasses
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -47,21 +48,28 @@ def load_video(
         return clip.frames(sampling.segment_times(clip.info.duration_secs, num_frames, rng))
 
 
+class Said(NamedTuple):
+    """What one row says about its clip."""
+
+    text: bytes
+    others: Sequence[bytes] = ()  # captions of other clips
+    classes: Sequence[bytes] = ()  # the right answers or labels
+
+
 @dataclasses.dataclass(frozen=True)
 class RowMaker:
-    """Makes the rows of one source; it travels to the worker processes."""
+    """Makes the rows of one source; it travels to the worker processes.
+
+    `classes` gives every known answer or label its number; it is empty for the task of captions.
+    """
 
     source: SourceConfig
     config: DataConfig
     tokenizer: Tokenizer
+    classes: Mapping[bytes, int] = dataclasses.field(default_factory=dict)
 
     def row(
-        self,
-        record: dict,
-        caption: bytes,
-        media_id: int,
-        rng: np.random.Generator | None,
-        others: Sequence[bytes] = (),
+        self, record: dict, said: Said, media_id: int, rng: np.random.Generator | None = None
     ) -> Row:
         """A row of a batch, augmented if there is an `rng`; padding if decoding fails."""
         try:
@@ -69,32 +77,37 @@ class RowMaker:
         except decode.DecodeError as error:
             _report_once(self.source.name, record["source"].decode(), str(error))
             return self.padding()
-        row = self._texts(caption, others)
-        row |= {"video": self._view(video, rng), "media_ids": np.int32(media_id)}
-        return row | {"valid": np.bool_(True)}
+        return self._arrays(self._view(video, rng), said, media_id, valid=True)
 
     def padding(self) -> Row:
         """A row that no loss may see: zeros, and a text of [CLS] [SEP]."""
         size = self.config.image_size
         video = np.zeros((self.source.num_frames, size, size, 3), np.uint8)
-        row = self._texts(b"", ())
-        return row | {"video": video, "media_ids": np.int32(NO_MATCH), "valid": np.bool_(False)}
+        return self._arrays(video, Said(b""), NO_MATCH, valid=False)
 
     def tokens(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of texts, at the config's length."""
         return self.tokenizer.encode([text.decode() for text in texts], self.config.text_len)
 
-    def _texts(self, caption: bytes, others: Sequence[bytes]) -> Row:
-        """The caption's arrays and, if the config asks for them, those of wrong ones.
-
-        Those that were not found have no valid token.
-        """
+    def _arrays(self, video: np.ndarray, said: Said, media_id: int, valid: bool) -> Row:
+        """The row; wrong captions that were not found have no valid token."""
         count = self.config.num_others
-        ids, mask = self.tokens([caption, *others, *[b""] * (count - len(others))])
-        row = {"text_ids": ids[0], "text_mask": mask[0]}
+        missing = count - len(said.others)
+        ids, mask = self.tokens([said.text, *said.others, *[b""] * missing])
+        mask[1 + len(said.others) :] = False
+        row = {
+            "video": video,
+            "text_ids": ids[0],
+            "text_mask": mask[0],
+            "media_ids": np.int32(media_id),
+            "valid": np.bool_(valid),
+        }
         if count:
-            mask[1 + len(others) :] = False
             row |= {"other_ids": ids[1:], "other_mask": mask[1:]}
+        if self.classes:
+            row["targets"] = np.zeros(len(self.classes), bool)
+            known = [self.classes[name] for name in said.classes if name in self.classes]
+            row["targets"][known] = True
         return row
 
     def _view(self, video: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
@@ -116,24 +129,42 @@ class TrainRows(grain.transforms.RandomMap):
     def random_map(self, record: dict, rng: np.random.Generator) -> Row:
         """All randomness comes from `rng`, which grain derives from seed and place."""
         caption = _any_caption(record, rng)
-        others = self._others(record, caption, rng)
-        return self.maker.row(record, caption, match_hash(record["match_id"]), rng, others)
+        said = Said(caption, self._others(record, caption, rng), record["labels"])
+        return self.maker.row(record, said, match_hash(record["match_id"]), rng)
 
     def _others(self, record: dict, caption: bytes, rng: np.random.Generator) -> list[bytes]:
         """Up to `num_others` captions of records that show something else, all different to the
         tokenizer; fewer if they are not found soon, as in a source of a few equal captions."""
         wanted = self.maker.config.num_others
-        found = [caption]
+        found, seen = [], {self._words(caption)} if wanted else set()
         for _ in range(_TRIES * wanted):
-            if len(found) > wanted:
+            if len(found) == wanted:
                 break
             other = self.records[int(rng.integers(len(self.records)))]
             text = _any_caption(other, rng)
-            if other["match_id"] != record["match_id"]:
-                ids, _ = self.maker.tokens([text, *found])
-                if (ids[1:] != ids[0]).any(axis=1).all():
-                    found.append(text)
-        return found[1:]
+            if other["match_id"] != record["match_id"] and self._words(text) not in seen:
+                seen.add(self._words(text))
+                found.append(text)
+        return found
+
+    def _words(self, caption: bytes) -> bytes:
+        """What the tokenizer sees of a caption."""
+        return self.maker.tokens([caption])[0].tobytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionRows(grain.transforms.RandomMap):
+    """The places of a record and of one of its questions -> a row, augmented like `TrainRows`."""
+
+    records: Sequence[dict]
+    maker: RowMaker
+
+    def random_map(self, place: tuple[int, int], rng: np.random.Generator) -> Row:
+        """All randomness comes from `rng`, which grain derives from seed and place."""
+        record = self.records[place[0]]
+        question, answer = (record["questions"][name][place[1]] for name in ("question", "answer"))
+        said = Said(question, classes=[answer])
+        return self.maker.row(record, said, match_hash(record["match_id"]), rng)
 
 
 def _any_caption(record: dict, rng: np.random.Generator) -> bytes:
@@ -142,7 +173,8 @@ def _any_caption(record: dict, rng: np.random.Generator) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class EvalRows(grain.transforms.Map):
-    """An index -> the row of that clip with its first caption; padding past the last clip."""
+    """An index -> the row of that clip with its first caption and its labels; padding past the last
+    clip."""
 
     records: Sequence[dict]
     media_ids: Int32[np.ndarray, " n"]
@@ -153,7 +185,8 @@ class EvalRows(grain.transforms.Map):
         if index >= len(self.records):
             return self.maker.padding()
         record = self.records[index]
-        return self.maker.row(record, record["captions"][0], self.media_ids[index], rng=None)
+        said = Said(record["captions"][0], classes=record["labels"])
+        return self.maker.row(record, said, self.media_ids[index])
 
 
 def _report_once(dataset: str, source: str, reason: str) -> None:

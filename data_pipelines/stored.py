@@ -1,13 +1,28 @@
-"""Prepared data sets on disk: their folders, records and vocabularies."""
+"""Prepared data sets on disk: their folders, records, texts and vocabularies."""
 
+import dataclasses
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 
 from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.records import Question
 from data_pipelines.tokenize import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordTexts:
+    """A stored record without its media."""
+
+    match_id: str
+    source: str  # where it comes from
+    captions: Sequence[str]
+    questions: Sequence[Question]
+    labels: Sequence[str]
 
 
 def dataset_folder(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
@@ -49,6 +64,57 @@ def open_source(source: SourceConfig, data_dir: str | os.PathLike) -> Sequence[d
         raise ValueError(
             f"data set {source.name!r}: split {source.split!r} is unknown or empty; known: {splits}"
         ) from error
+
+
+def read_texts(source: SourceConfig, data_dir: str | os.PathLike) -> list[RecordTexts]:
+    """The texts of every record of a split, in the order of the records.
+
+    Reading them past the media takes as long as reading the media, so the first call keeps them
+    in a file beside the records.
+
+    Raises: as `open_source`.
+    """
+    cache = dataset_folder(source.name, data_dir) / f"texts_{_file_name(source.split)}.jsonl"
+    if cache.is_file():
+        return [_from_line(line) for line in cache.read_text("utf-8").splitlines()]
+    texts = list(_scan(open_source(source, data_dir)))
+    lines = [json.dumps(dataclasses.asdict(text)) + "\n" for text in texts]
+    unfinished = cache.with_suffix(f".{os.getpid()}")
+    try:
+        unfinished.write_text("".join(lines), "utf-8")
+        unfinished.replace(cache)
+    except PermissionError:  # somebody else's folder: scanned anew each time
+        pass
+    return texts
+
+
+def _scan(records: Sequence[dict]) -> Iterator[RecordTexts]:
+    for record in (records[i] for i in range(len(records))):  # media are not kept
+        fields = record["questions"]
+        names = [field.name for field in dataclasses.fields(Question)]
+        columns = [[text.decode() for text in fields[name]] for name in names]
+        yield RecordTexts(
+            record["match_id"].decode(),
+            record["source"].decode(),
+            [text.decode() for text in record["captions"]],
+            [Question(*values) for values in zip(*columns, strict=True)],
+            [text.decode() for text in record["labels"]],
+        )
+
+
+def _from_line(line: str) -> RecordTexts:
+    fields = json.loads(line)
+    questions = [Question(**question) for question in fields.pop("questions")]
+    return RecordTexts(questions=questions, **fields)
+
+
+def _file_name(split: str) -> str:
+    """A split in TFDS notation as part of a file name: no two splits share one.
+
+    >>> _file_name("train[:90%]")
+    'train_5b_3a90_25_5d'
+    """
+    return re.sub(r"[^a-zA-Z0-9]", lambda found: f"_{ord(found[0]):x}", split)
 
 
 def tokenizer_for(config: DataConfig) -> Tokenizer:

@@ -10,6 +10,7 @@ import jax
 import tyro
 from jaxtyping import PyTree
 
+from data_pipelines.classes import Classes, classes_for
 from data_pipelines.pipeline import eval_data, train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.stored import open_source, tokenizer_for
@@ -17,7 +18,7 @@ from data_pipelines.tokenize import Tokenizer
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
-from vlmae.evaluate import evaluate
+from vlmae.evaluate import evaluate, print_tables
 from vlmae.result import write_result
 from vlmae.sweep import (
     COMPLETE,
@@ -138,27 +139,32 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             prepare(source.name, config.data.data_dir)
     for source in config.data.train:
         open_source(source, config.data.data_dir)  # a missing split shows now, not after compiling
-    tokenizer = tokenizer_for(config.data)
+    config = with_source_tokenizer(config)
+    tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
     config = with_vocabulary(config, tokenizer)
-    data = eval_data(config.data)
+    if classes:
+        config = with_classes(config, classes)
+    data = eval_data(config.data, classes)
 
     def evaluate_step(step: int, params: PyTree, mesh: jax.sharding.Mesh) -> dict[str, float]:
         return evaluate(config, params, mesh, data, workdir)
 
     def make_batches(start_step: int):
         tokenizer.save(workdir / "tokenizer")
+        if classes:
+            classes.save(workdir)
         return train_batches(
             config.data,
             start_step,
             seed=config.seed,
+            classes=classes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
     result = train(config, workdir, make_batches, evaluate_step)
     write_result(workdir, config.train.steps, result, config.data.batch_size)
-    if config.objectives.vtc:
-        print((workdir / "retrieval.md").read_text())
+    print_tables(workdir)
     print(f"results, metrics and pictures are in {workdir}")
     return result
 
@@ -181,3 +187,25 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
         template = tokenizer.encode_template(config.objectives.mcm_template, SLOT)
         filled["objectives.mcm_template_ids"] = template
     return override(config, filled)
+
+
+def with_source_tokenizer(config: ExperimentConfig) -> ExperimentConfig:
+    """Takes the tokenizer of the run that the parameters come from, unless another is given.
+
+    Words would have other meanings by any other tokenizer.
+    """
+    if config.data.tokenizer or not config.train.init_from:
+        return config
+    return override(config, {"data.tokenizer": f"{config.train.init_from}/tokenizer"})
+
+
+def with_classes(config: ExperimentConfig, classes: Classes) -> ExperimentConfig:
+    """Takes the number of classes from the data.
+
+    Raises:
+      ValueError: the config asks for another number.
+    """
+    wanted, found = config.model.num_classes, len(classes.names)
+    if wanted not in (0, found):
+        raise ValueError(f"model.num_classes={wanted}, but the data have {found} classes")
+    return override(config, {"model.num_classes": found})

@@ -29,6 +29,10 @@ class ObjectivesConfig:
     """Masked visual modeling: reconstruction of the removed patches."""
     mcm: float = 0.0
     """Multiple choice modeling: the true caption among others (MuLTI)."""
+    answer: float = 0.0
+    """Question answering: the right class of all answers (MuLTI); the text is the question."""
+    label: float = 0.0
+    """Multi-label classification: every class on its own (MuLTI)."""
     mlm_ratio: float = 0.5
     """Fraction of the words that masked language modeling hides."""
     mask_text_for: Literal["mlm", "all"] = "mlm"
@@ -48,7 +52,8 @@ class ObjectivesConfig:
     """Tokens of the longest text of a question; options are cut to fit."""
 
     def __post_init__(self):
-        weights = {name: getattr(self, name) for name in ("vtc", "vtm", "mlm", "mvm", "mcm")}
+        names = ("vtc", "vtm", "mlm", "mvm", "mcm", "answer", "label")
+        weights = {name: getattr(self, name) for name in names}
         for name, weight in weights.items():
             check(weight >= 0, f"objectives.{name} must not be negative: {weight}")
         check(any(weights.values()), "objectives: every weight is 0, so there is nothing to train")
@@ -198,6 +203,11 @@ class ExperimentConfig:
             f"data.num_others={self.data.num_others}, but objectives.mcm_template needs {others} "
             "(or 0: from the batch)",
         )
+        for name, task in (("answer", "questions"), ("label", "labels")):
+            check(
+                not getattr(self.objectives, name) or self.data.task == task,
+                f"objectives.{name} needs data.task={task}, not {self.data.task}",
+            )
         mask = self.model.video.mask
         check(
             not self.objectives.mvm or (mask.scheme != "none" and mask.ratio > 0),

@@ -1,24 +1,29 @@
-"""Evaluation of a run: retrieval on a split, its table, and a picture of what the model does.
+"""Evaluation of a run on a split: tables, predictions, and a picture of what the model does.
 
 python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
 """
 
 import contextlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from data_pipelines.classes import CLASSES_FILE, classes_for
 from data_pipelines.pipeline import EvalData, eval_data
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
 from vlmae.command import run_command
 from vlmae.config import ExperimentConfig, MeshConfig, load_config
 from vlmae.config_tree import override
-from vlmae.evaluators.multiple_choice import evaluate_multiple_choice
-from vlmae.evaluators.retrieval import evaluate_retrieval, format_table
+from vlmae.evaluators.encode import Trained, encode_clips
+from vlmae.evaluators.labels import evaluate_labels, format_labels
+from vlmae.evaluators.multiple_choice import evaluate_multiple_choice, format_choices
+from vlmae.evaluators.question_answering import evaluate_answers, format_answers
+from vlmae.evaluators.retrieval import evaluate_retrieval, format_retrieval
 from vlmae.files import write_whole
 from vlmae.models.video_language import build_model
 from vlmae.sharding import check_batch_size, make_mesh
@@ -35,34 +40,63 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates what the objectives trained, and writes it to `out_dir`.
 
-    With VTC: `retrieval.json` and `retrieval.md`. With MVM: `reconstruction.png`. If the config
-    asks for choices: `multiple_choice.json`.
+    With VTC `retrieval`, if the config asks for choices `multiple_choice`, with questions
+    `answers`, with labels `labels`: each a `.json` and a `.md`. The last two write what was
+    predicted as well, a JSON line each. With MVM: `reconstruction.png`.
 
     Returns:
       Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
     """
-    model = build_model(config)
     out_dir.mkdir(parents=True, exist_ok=True)
     if config.objectives.mvm:
         picture_first_clips(config, params, data, out_dir / "reconstruction.png")
-    run = (model, params, data, mesh)
-    size, metrics = config.data.eval_batch_size, {}
-    if config.objectives.vtc:
-        top_k = config.evaluation.rerank_top_k
-        result = evaluate_retrieval(*run, batch_size=size, rerank_top_k=top_k).metrics
-        write_whole(out_dir / "retrieval.json", json.dumps(result, indent=2) + "\n")
-        write_whole(out_dir / "retrieval.md", format_table(result) + "\n")
-        metrics |= {f"retrieval/{name}": value for name, value in result.items()}
-    if config.evaluation.choices:
+    trained = Trained(build_model(config), params, mesh, config.data.eval_batch_size)
+    objectives, evaluation = config.objectives, config.evaluation
+    metrics = {}
+    if objectives.label:
+        labels = evaluate_labels(trained, data)
+        metrics |= report(out_dir, "labels", labels.metrics, format_labels)
+        write_predictions(out_dir / "label_predictions.jsonl", labels.predictions)
+    fused = bool(evaluation.rerank_top_k or evaluation.choices or objectives.answer)
+    if not (objectives.vtc or evaluation.choices or objectives.answer):
+        return metrics
+    clips = encode_clips(trained, data, embed=objectives.vtc > 0, keep_features=fused)
+    if objectives.vtc:
+        top_k = evaluation.rerank_top_k
+        result = evaluate_retrieval(trained, data, clips, rerank_top_k=top_k).metrics
+        metrics |= report(out_dir, "retrieval", result, format_retrieval)
+    if evaluation.choices:
         result = evaluate_multiple_choice(
-            *run,
-            batch_size=size,
-            num_options=config.evaluation.choices,
-            objectives=config.objectives,
+            trained, data, clips, num_options=evaluation.choices, objectives=objectives
         )
-        write_whole(out_dir / "multiple_choice.json", json.dumps(result, indent=2) + "\n")
-        metrics |= {f"multiple_choice/{name}": value for name, value in result.items()}
+        metrics |= report(out_dir, "multiple_choice", result, format_choices)
+    if objectives.answer:
+        answers = evaluate_answers(trained, data, clips)
+        metrics |= report(out_dir, "answers", answers.metrics, format_answers)
+        write_predictions(out_dir / "answer_predictions.jsonl", answers.predictions)
     return metrics
+
+
+def report(
+    out_dir: Path, name: str, metrics: dict[str, float], table: Callable[[dict], str]
+) -> dict[str, float]:
+    """Writes NAME.json and NAME.md, and returns the metrics with "NAME/" before their names."""
+    write_whole(out_dir / f"{name}.json", json.dumps(metrics, indent=2) + "\n")
+    write_whole(out_dir / f"{name}.md", table(metrics) + "\n")
+    return {f"{name}/{key}": value for key, value in metrics.items()}
+
+
+def write_predictions(path: Path, predictions: Sequence[dict]) -> None:
+    """One JSON object a line."""
+    write_whole(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in predictions))
+
+
+def print_tables(out_dir: Path) -> None:
+    """The tables that `evaluate` wrote."""
+    for name in ("retrieval", "multiple_choice", "answers", "labels"):
+        path = out_dir / f"{name}.md"
+        if path.is_file():
+            print(path.read_text())
 
 
 def picture_first_clips(
@@ -113,17 +147,16 @@ def evaluate_workdir(
         "evaluation.choices": choices,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
-    config = override(config, {"data.tokenizer": str(workdir / "tokenizer"), **given})
+    own = {"data.tokenizer": workdir / "tokenizer", "data.classes": workdir / CLASSES_FILE}
+    config = override(config, {field: str(path) for field, path in own.items()} | given)
     mesh = make_mesh(MeshConfig())
     check_batch_size(config.data.eval_batch_size, mesh, "data.eval_batch_size")
     out_dir = workdir / f"evaluation_{config.data.eval.split}"
     with jax.set_mesh(mesh):
-        result = evaluate(config, params, mesh, eval_data(config.data), out_dir)
+        data = eval_data(config.data, classes_for(config.data))
+        result = evaluate(config, params, mesh, data, out_dir)
     print(f"step {step}, split {config.data.eval.split}: written to {out_dir}")
-    if config.objectives.vtc:
-        print((out_dir / "retrieval.md").read_text())
-    if config.evaluation.choices:
-        print((out_dir / "multiple_choice.json").read_text())
+    print_tables(out_dir)
     return result
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -245,12 +246,53 @@ def draw_options(
     return choices.insert_truth(truth, others, answer), answer, asked
 
 
+def answer(
+    model: VideoLanguageModel,
+    features: Features,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
+) -> Loss:
+    """Open-ended question answering as classification: cross-entropy over all answers (MuLTI).
+
+    A question whose answer is no class is not asked; `answer/asked_ratio` is the share of the
+    others.
+    """
+    logits = model.classify(model.fuse(features.text, features.video))
+    right, asked = batch.targets.argmax(axis=1), batch.targets.any(axis=1) & batch.valid
+    correct = (logits.argmax(axis=-1) == right).astype(jnp.float32)
+    return Loss(
+        losses.masked_mean(losses.cross_entropy(logits, right), asked),
+        {
+            "answer/accuracy": losses.masked_mean(correct, asked),
+            "answer/asked_ratio": losses.masked_mean(asked.astype(jnp.float32), batch.valid),
+        },
+    )
+
+
+def label(
+    model: VideoLanguageModel,
+    features: Features,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
+) -> Loss:
+    """Multi-label classification: the mean binary cross-entropy of the classes (MuLTI)."""
+    logits = model.classify(model.fuse(features.text, features.video))
+    values = optax.sigmoid_binary_cross_entropy(logits, batch.targets).mean(axis=1)
+    return Loss(losses.masked_mean(values, batch.valid), {})
+
+
 OBJECTIVES: dict[str, Callable[..., Loss]] = {
     "vtc": vtc,
     "vtm": vtm,
     "mlm": mlm,
     "mvm": mvm,
     "mcm": mcm,
+    "answer": answer,
+    "label": label,
 }
 
 

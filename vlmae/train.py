@@ -159,6 +159,7 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
         text_mask=jnp.ones((2, length), bool),
         media_ids=jnp.arange(2, dtype="int32"),
         valid=jnp.ones(2, bool),
+        targets=jnp.zeros((2, config.model.num_classes), bool),
     )
     return functools.partial(
         init_state,

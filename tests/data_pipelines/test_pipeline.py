@@ -9,15 +9,20 @@ from PIL import Image
 
 from data_pipelines import decode, rows
 from data_pipelines.builders import base
+from data_pipelines.classes import Classes, classes_for
 from data_pipelines.config import SourceConfig
 from data_pipelines.pipeline import eval_data, train_batches
 from data_pipelines.records import Batch, Example
-from data_pipelines.stored import open_source, tokenizer_for
+from data_pipelines.stored import open_source, read_texts, tokenizer_for
 
 
 def take(config, num_steps, start_step=0, **kwargs):
     with train_batches(config, start_step, **{"seed": 5, **kwargs}) as batches:
         return list(itertools.islice(batches, num_steps))
+
+
+def with_split(config, split):
+    return dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=split))
 
 
 def assert_equal(got, expected):
@@ -206,7 +211,7 @@ def test_evaluation_reads_each_clip_once_in_order(shapes_config):
 
 
 def test_evaluation_lists_all_captions_of_another_split(shapes_config):
-    data = eval_data(shapes_config, split="train")
+    data = eval_data(with_split(shapes_config, "train"))
     assert data.num_clips == 24 and len(data.texts.captions) == 72
     np.testing.assert_array_equal(data.texts.media_ids, np.repeat(data.media_ids, 3))
     tokenizer = tokenizer_for(shapes_config)
@@ -271,13 +276,13 @@ def test_unknown_splits_list_the_known_ones(shapes_config, split):
     with pytest.raises(
         ValueError, match=r"is unknown or empty; known: train \(24\), val \(4\), te"
     ):
-        eval_data(shapes_config, split=split)
+        eval_data(with_split(shapes_config, split))
 
 
 def test_parts_of_splits_and_empty_parts(shapes_config):
-    assert eval_data(shapes_config, split="train[:50%]").num_clips == 12
+    assert eval_data(with_split(shapes_config, "train[:50%]")).num_clips == 12
     with pytest.raises(ValueError, match=r"'train\[:1%\]' is unknown or empty"):
-        eval_data(shapes_config, split="train[:1%]")
+        eval_data(with_split(shapes_config, "train[:1%]"))
 
 
 def test_batches_must_be_divisible(shapes_config):
@@ -323,3 +328,73 @@ def test_a_source_of_one_caption_has_no_wrong_ones(mixed_config):
     batch = take(config, 1)[0]
     assert batch.valid.all()
     assert not batch.other_mask.any()
+
+
+@pytest.fixture
+def questions_config(shapes_config):
+    return dataclasses.replace(shapes_config, task="questions")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_every_question_is_asked_once_an_epoch(questions_config, num_workers):
+    config = dataclasses.replace(questions_config, num_workers=num_workers)
+    classes = classes_for(config)
+    tokenizer, expected = tokenizer_for(config), []
+    for text in read_texts(config.train[0], config.data_dir):
+        for item in text.questions:
+            ids, _ = tokenizer.encode([item.question], config.text_len)
+            media_id = rows.match_hash(text.match_id.encode())
+            expected.append((tuple(ids[0]), classes.names.index(item.answer), media_id))
+    batches = take(config, 24 * 5 // 4, classes=classes)
+    asked = []
+    for batch in batches:
+        assert batch.targets.shape == (4, len(classes.names))
+        assert (batch.targets.sum(axis=1) == 1).all() and batch.valid.all()
+        answers = batch.targets.argmax(axis=1)
+        asked += zip(map(tuple, batch.text_ids), answers, batch.media_ids, strict=True)
+    assert sorted(asked) == sorted(expected)
+    assert_equal(take(config, 1, start_step=7, classes=classes), batches[7:8])
+
+
+def test_answers_that_are_no_class_have_no_target(questions_config):
+    every = classes_for(questions_config)
+    one = Classes({every.names[0]: every.counts[every.names[0]]})
+    share = sum(one.counts[one.names[0]].values()) / (24 * 5)
+    batches = take(questions_config, 30, classes=one)
+    assert np.mean([batch.targets.mean() for batch in batches]) == pytest.approx(share)
+
+
+def test_labels_are_targets_in_training_and_evaluation(shapes_config):
+    config = with_split(dataclasses.replace(shapes_config, task="labels"), "train")
+    classes = classes_for(config)
+    texts = read_texts(config.train[0], config.data_dir)
+    expected = {}
+    for text in texts:
+        row = tuple(name in text.labels for name in classes.names)
+        expected[rows.match_hash(text.match_id.encode())] = row
+    for batch in take(config, 6, classes=classes):
+        for media_id, targets in zip(batch.media_ids, batch.targets, strict=True):
+            assert tuple(targets) == expected[media_id]
+    data = eval_data(config, classes)
+    targets = np.concatenate([batch.targets for batch in data.batches()])
+    for text, row in zip(texts, targets[: len(texts)], strict=True):
+        assert tuple(row) == expected[rows.match_hash(text.match_id.encode())]
+    assert data.questions is None and data.classes == classes
+
+
+def test_evaluation_lists_all_questions(questions_config):
+    data = eval_data(questions_config, classes_for(questions_config))
+    texts = read_texts(questions_config.eval, questions_config.data_dir)
+    asked = [item for text in texts for item in text.questions]
+    assert len(asked) == 50 and data.questions.answers == tuple(q.answer for q in asked)
+    assert data.questions.kinds == tuple(q.kind for q in asked)
+    assert data.questions.texts.captions == tuple(q.question for q in asked)
+    np.testing.assert_array_equal(data.questions.texts.media_ids, np.repeat(data.media_ids, 5))
+    assert all(batch.targets is None for batch in data.batches())  # only captions are said there
+
+
+def test_a_split_without_questions_is_named(mixed_config):
+    stills = mixed_config.train[1]
+    config = dataclasses.replace(mixed_config, train=(stills,), task="questions")
+    with pytest.raises(ValueError, match="data set 'stills': split 'train' has no question"):
+        take(config, 1, classes=Classes({"a": {}}))

@@ -26,6 +26,7 @@ from vlmae.cli import with_vocabulary
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate_workdir
+from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.retrieval import evaluate_retrieval
 from vlmae.models.video_language import build_model
 from vlmae.objectives import compute_losses
@@ -103,7 +104,9 @@ def run(
 def evaluate(config: ExperimentConfig, params: PyTree, mesh: jax.sharding.Mesh, data: EvalData):
     """Metrics of VTC over all pairs and VTM over the three best."""
     model = build_model(config)
-    return evaluate_retrieval(model, params, data, mesh, batch_size=8, rerank_top_k=3).metrics
+    trained = Trained(model, params, mesh, 8)
+    clips = encode_clips(trained, data, keep_features=True)
+    return evaluate_retrieval(trained, data, clips, rerank_top_k=3).metrics
 
 
 def scoped_losses(config: ExperimentConfig, mesh: jax.sharding.Mesh, parts: int) -> dict:

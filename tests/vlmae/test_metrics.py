@@ -1,10 +1,18 @@
-"""Retrieval metrics on hand-made cases, against scikit-learn and against chance by simulation."""
+"""The metrics on hand-made cases, against scikit-learn and against chance by simulation."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import average_precision_score, f1_score, top_k_accuracy_score
 
-from vlmae.evaluators.metrics import best_ranks, chance_recall, rerank, retrieval_metrics
+from vlmae.evaluators.metrics import (
+    accuracy_by_kind,
+    average_precision,
+    best_ranks,
+    chance_recall,
+    f1_scores,
+    rerank,
+    retrieval_metrics,
+)
 
 
 def ranks(scores: list, correct: list) -> list[int]:
@@ -117,3 +125,31 @@ def test_rerank_does_not_hide_a_second_score_that_is_nan():
     second = np.array([[np.nan, 1.0, 2.0]])
     with pytest.raises(ValueError, match="NaN"):
         best_ranks(rerank(np.array([[3.0, 2.0, 1.0]]), second, 2), np.eye(1, 3, dtype=bool))
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_average_precision_and_f1_agree_with_scikit_learn(levels):
+    """With many ties, some, and none."""
+    rng = np.random.default_rng(levels)
+    correct = rng.random((60, 7)) < 0.3
+    scores = rng.integers(0, levels, correct.shape) / levels
+    ours = average_precision(scores, correct)
+    theirs = average_precision_score(correct, scores, average=None)
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    predicted = scores > 0.5
+    for average in ("micro", "macro"):
+        theirs = 100 * f1_score(correct, predicted, average=average, zero_division=0)
+        assert f1_scores(predicted, correct)[f"{average}_f1"] == pytest.approx(theirs, abs=1e-9)
+
+
+def test_a_class_of_no_row_has_no_average_precision():
+    correct = np.array([[1, 0], [0, 0]], bool)
+    values = average_precision(np.array([[0.2, 0.1], [0.9, 0.3]]), correct)
+    assert values[0] == 0.5 and np.isnan(values[1])
+    assert f1_scores(correct, correct) == {"micro_f1": 100, "macro_f1": 50}
+
+
+def test_accuracy_of_each_kind():
+    right = np.array([1, 0, 0, 1, 1], bool)
+    kinds = ("who", "what", "what", "what", "who")
+    assert accuracy_by_kind(right, kinds) == {"what": pytest.approx(100 / 3), "who": 100}

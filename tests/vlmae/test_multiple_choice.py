@@ -12,6 +12,7 @@ from data_pipelines.records import Batch, Texts
 from vlmae.choices import SLOT, Caption, compose
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
+from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.multiple_choice import evaluate_multiple_choice, make_questions
 from vlmae.models.video_language import build_model
 from vlmae.sharding import make_mesh
@@ -36,7 +37,7 @@ class Clips(EvalData):
     """The clips in batches of three, one of them undecodable."""
 
     def __init__(self, texts: Texts):
-        super().__init__(7, MEDIA_IDS, ("",) * 7, texts, None, None)
+        super().__init__(7, MEDIA_IDS, ("",) * 7, texts, None, None, None, None)
 
     def batches(self) -> Iterator[Batch]:
         rows = [0, 1, 2, 3, 4, 5, 6, 6, 6]
@@ -45,6 +46,14 @@ class Clips(EvalData):
             place = np.arange(start, start + 3)
             valid = (place < 7) & (place != BAD_CLIP)
             yield part._replace(valid=valid, media_ids=MEDIA_IDS[rows[start : start + 3]])
+
+
+def evaluate_choices(trained: Trained, texts: Texts, **run) -> dict[str, float]:
+    data = Clips(texts)
+    with jax.set_mesh(trained.mesh):
+        return evaluate_multiple_choice(
+            trained, data, encode_clips(trained, data, keep_features=True), **run
+        )
 
 
 @pytest.mark.parametrize("num_options", [2, 3, 5])
@@ -88,9 +97,10 @@ def test_accuracy_from_single_pairs(kind):
     params = randomize(init_params(model, random_batch(7), config.objectives))
     mesh, given = make_mesh(MeshConfig()), texts()
     run = {"num_options": 3, "objectives": config.objectives}
-    with jax.set_mesh(mesh):
-        actual = evaluate_multiple_choice(model, params, Clips(given), mesh, batch_size=4, **run)
-        other = evaluate_multiple_choice(model, params, Clips(given), mesh, batch_size=5, **run)
+    actual, other = (
+        evaluate_choices(Trained(model, params, mesh, batch_size), given, **run)
+        for batch_size in (4, 5)
+    )
     assert actual == other
 
     clip_of = {int(media): row for row, media in reversed(list(enumerate(MEDIA_IDS)))}
@@ -130,13 +140,6 @@ def test_too_few_captions():
     given = Texts(*(x[:2] for x in texts()[:3]), ("a", "b"))
     mesh, model = make_mesh(MeshConfig()), build_model(SMALL)
     params = init_params(model, random_batch(7))
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="no caption has 3 wrong ones"):
-        evaluate_multiple_choice(
-            model,
-            params,
-            Clips(given),
-            mesh,
-            batch_size=4,
-            num_options=4,
-            objectives=SMALL.objectives,
-        )
+    trained = Trained(model, params, mesh, 4)
+    with pytest.raises(ValueError, match="no caption has 3 wrong ones"):
+        evaluate_choices(trained, given, num_options=4, objectives=SMALL.objectives)

@@ -11,7 +11,8 @@ from data_pipelines.pipeline import EvalData
 from data_pipelines.records import Batch, Texts
 from vlmae.config import MeshConfig
 from vlmae.evaluators import metrics
-from vlmae.evaluators.retrieval import Retrieval, evaluate_retrieval, format_table, select_texts
+from vlmae.evaluators.encode import Trained, encode_clips, select_texts
+from vlmae.evaluators.retrieval import Retrieval, evaluate_retrieval, format_retrieval
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init
@@ -25,7 +26,7 @@ class FakeData(EvalData):
     """Clips from memory, in batches of any size."""
 
     def __init__(self, video: np.ndarray, texts: Texts, batch_size: int, bad: tuple[int, ...] = ()):
-        super().__init__(len(video), CLIP_IDS, ("",) * len(video), texts, None, None)
+        super().__init__(len(video), CLIP_IDS, ("",) * len(video), texts, None, None, None, None)
         self.video, self.batch_size = video, batch_size
         self.bad = bad  # clips that cannot be decoded
 
@@ -71,7 +72,9 @@ def params(model) -> dict:
 
 def evaluate(model, params, data: FakeData, batch_size: int = 4, top_k: int = 0) -> Retrieval:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    return evaluate_retrieval(model, params, data, mesh, batch_size=batch_size, rerank_top_k=top_k)
+    trained = Trained(model, params, mesh, batch_size)
+    clips = encode_clips(trained, data, keep_features=top_k > 0)
+    return evaluate_retrieval(trained, data, clips, rerank_top_k=top_k)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def test_no_usable_clip():
 
 def test_table(model, params):
     result = evaluate(model, params, make_data()).metrics
-    lines = format_table(result).splitlines()
+    lines = format_retrieval(result).splitlines()
     assert lines[0].startswith("| | R@1 | R@5 | R@10 |") and len(lines) == 5
     assert f"| text to video | {result['t2v_r1']:.1f} |" in lines[2]
     assert f"| chance, text to video (7 clips) | {result['t2v_chance_r1']:.1f} |" in lines[4]

@@ -1,4 +1,6 @@
-"""Retrieval metrics in NumPy. Scores are higher for better matches; ranks start at 1."""
+"""The metrics in NumPy. Scores are higher for better matches; ranks start at 1."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -61,3 +63,40 @@ def rerank(
     first = first.astype(float)
     below = first - first.max(axis=1, keepdims=True) + lowest - 1
     return np.where(in_top, second, below)
+
+
+def average_precision(
+    scores: Float[np.ndarray, "n c"], correct: Bool[np.ndarray, "n c"]
+) -> Float[np.ndarray, " c"]:
+    """Average precision of every class (column), as a fraction; NaN where no row is correct.
+
+    The mean over a class's correct rows of the precision among all rows scored at least as high,
+    so rows of equal score count together.
+    """
+    precision = np.full(scores.shape[1], np.nan)
+    for column in np.flatnonzero(correct.any(axis=0)):
+        right = scores[correct[:, column], column]
+        at_least = scores[:, column] >= right[:, None]  # [correct row, any row]
+        hits = (at_least & correct[:, column]).sum(axis=1)
+        precision[column] = (hits / at_least.sum(axis=1)).mean()
+    return precision
+
+
+def f1_scores(
+    predicted: Bool[np.ndarray, "n c"], correct: Bool[np.ndarray, "n c"]
+) -> dict[str, float]:
+    """Micro F1 (over all decisions) and macro F1 (mean over classes), in percent.
+
+    A class that is neither predicted nor correct anywhere has an F1 of 0.
+    """
+    hits = (predicted & correct).sum(axis=0)
+    either = predicted.sum(axis=0) + correct.sum(axis=0)
+    micro = 2 * hits.sum() / max(either.sum(), 1)
+    macro = (2 * hits / np.maximum(either, 1)).mean()
+    return {"micro_f1": 100 * float(micro), "macro_f1": 100 * float(macro)}
+
+
+def accuracy_by_kind(right: Bool[np.ndarray, " q"], kinds: Sequence[str]) -> dict[str, float]:
+    """Percent right of each kind of question, in the order of the kinds' names."""
+    kinds = np.asarray(kinds)
+    return {str(kind): 100 * float(right[kinds == kind].mean()) for kind in np.unique(kinds)}

@@ -1,22 +1,29 @@
 """Multiple choice: the true caption of a held-out clip among wrong ones (as MuLTI's MCM)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from data_pipelines.pipeline import EvalData
 from data_pipelines.records import Texts
 from vlmae.choices import Caption
 from vlmae.config import ObjectivesConfig
-from vlmae.evaluators.retrieval import chunks, encode_clips, select_texts
+from vlmae.evaluators.encode import (
+    Encoded,
+    Trained,
+    clip_rows,
+    map_rows,
+    program,
+    select_texts,
+    take_rows,
+)
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel
 from vlmae.objectives import choice_logits, each_option
-from vlmae.sharding import put_batch, replicated
 
 
 class Questions(NamedTuple):
@@ -51,18 +58,16 @@ def make_questions(texts: Texts, num_options: int, seed: int = 0) -> Questions:
 
 
 def evaluate_multiple_choice(
-    model: VideoLanguageModel,
-    params: PyTree,
+    trained: Trained,
     data: EvalData,
-    mesh: jax.sharding.Mesh,
+    clips: Encoded,
     *,
-    batch_size: int,
     num_options: int,
     objectives: ObjectivesConfig,
 ) -> dict[str, float]:
     """Accuracy in percent, by the matching head and by that of MCM, as far as they were trained.
 
-    Clips that cannot be decoded are left out with their captions.
+    Clips that cannot be decoded are left out with their captions; `clips` must hold features.
 
     Returns:
       `match_accuracy` and `mcm_accuracy`, with `chance_accuracy`, `num_questions` and
@@ -71,8 +76,7 @@ def evaluate_multiple_choice(
     Raises:
       ValueError: no caption has enough wrong ones.
     """
-    clips, clip_ids = encode_clips(model, params, data, mesh, keep_features=True)
-    texts = select_texts(data.texts, clip_ids)
+    texts = select_texts(data.texts, clips.media_ids)
     questions = make_questions(texts, num_options)
     if not len(questions.answer):
         raise ValueError(f"no caption has {num_options - 1} wrong ones for multiple choice")
@@ -82,37 +86,22 @@ def evaluate_multiple_choice(
         "skipped_questions": float(questions.skipped),
     }
     truth = questions.options[np.arange(len(questions.answer)), questions.answer]
-    clip_rows = (clip_ids == texts.media_ids[truth][:, None]).argmax(axis=1)
+    rows = clip_rows(clips, texts.media_ids[truth])
     for name, weight, head in (
         ("match", objectives.vtm, match_options),
         ("mcm", objectives.mcm, choice_logits),
     ):
         if weight:
-            run = _compile(model, head, objectives, mesh)
-            right = []
-            for chunk in chunks(len(clip_rows), batch_size):
-                rows = questions.options[chunk.rows]
-                options = Caption(texts.text_ids[rows], texts.text_mask[rows])
-                video = jax.tree.map(lambda x, r=clip_rows[chunk.rows]: x[r], clips.features)
-                scores = run(params, put_batch(options, mesh), put_batch(video, mesh))
-                best = jax.device_get(scores).argmax(axis=1)
-                right.append((best == questions.answer[chunk.rows])[: chunk.size])
-            result[f"{name}_accuracy"] = 100 * float(np.concatenate(right).mean())
+            run = program(trained, functools.partial(head, config=objectives))
+
+            def score(options: np.ndarray, clip: np.ndarray, run: Callable = run) -> np.ndarray:
+                captions = Caption(texts.text_ids[options], texts.text_mask[options])
+                return run(captions, take_rows(clips.features, clip))
+
+            scores = map_rows(score, (questions.options, rows), trained.batch_size)
+            right = scores.argmax(axis=1) == questions.answer
+            result[f"{name}_accuracy"] = 100 * float(right.mean())
     return result
-
-
-def _compile(
-    model: VideoLanguageModel, head: Callable, objectives: ObjectivesConfig, mesh: jax.sharding.Mesh
-) -> Callable[[PyTree, Caption, VideoFeatures], Array]:
-    """The scores [b c] of a head, jitted."""
-
-    def scores(params: PyTree, options: Caption, video: VideoFeatures) -> Array:
-        def run(model: VideoLanguageModel) -> Array:
-            return head(model, options, video, objectives)
-
-        return model.apply({"params": params}, method=run)
-
-    return jax.jit(scores, out_shardings=replicated(mesh))
 
 
 def match_options(
@@ -121,3 +110,12 @@ def match_options(
     """How well each option matches the clip: the logit of a match minus that of none."""
     logits = model.match(each_option(model, options, video))
     return rearrange(logits[:, 1] - logits[:, 0], "(b c) -> b c", c=options.ids.shape[1])
+
+
+def format_choices(metrics: dict[str, float]) -> str:
+    """The accuracies as a Markdown table, a column for each head."""
+    names = [name for name in metrics if name.endswith("accuracy")]
+    head = " | ".join(name.removesuffix("_accuracy") for name in names)
+    cells = " | ".join(f"{metrics[name]:.1f}" for name in names)
+    count = f"multiple choice, percent of {metrics['num_questions']:.0f} questions"
+    return f"| {count} | {head} |\n|---|{'---|' * len(names)}\n| accuracy | {cells} |"

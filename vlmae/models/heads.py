@@ -1,4 +1,4 @@
-"""Small heads on top of the features: projections, matching, words."""
+"""Small heads on top of the features: projections, words, classes."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,3 +28,16 @@ class WordTransform(nn.Module):
         x = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=BERT_INIT, name="dense")(x)
         x = nn.gelu(x, approximate=False)
         return nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm")(x)
+
+
+class Classifier(nn.Module):
+    """Two linear maps with an exact GELU between: d -> 2d -> classes; float32 (MuLTI)."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
+        x = x.astype(jnp.float32)
+        x = nn.Dense(2 * x.shape[-1], kernel_init=BERT_INIT, name="hidden")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(self.num_classes, kernel_init=BERT_INIT, name="classes")(x)

@@ -10,7 +10,7 @@ from vlmae.model_config import ModelConfig
 from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
 from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
-from vlmae.models.heads import Projection, WordTransform
+from vlmae.models.heads import Classifier, Projection, WordTransform
 from vlmae.models.layers import BERT_INIT
 from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.pixel_decoder import Painted, PixelDecoder
@@ -57,6 +57,7 @@ class VideoLanguageModel(nn.Module):
         self.text_projection = Projection(config.embed_dim)
         self.match_head = nn.Dense(2, kernel_init=BERT_INIT)
         self.word_transform = WordTransform(config.dtype)
+        self.classifier = Classifier(config.num_classes)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -122,6 +123,10 @@ class VideoLanguageModel(nn.Module):
         """Logits of a question's options, or one option's score, from the fused [CLS], float32."""
         head = nn.Dense(num_options, kernel_init=BERT_INIT, name="choice_head")
         return head(fused[:, 0].astype(jnp.float32))
+
+    def classify(self, fused: Float[Array, "b q d"]) -> Float[Array, "b c"]:
+        """Logits of the answers or labels, from the fused [CLS], float32."""
+        return self.classifier(fused[:, 0])
 
     def fused_words(
         self, text: TextFeatures, fused: Float[Array, "b q d"]

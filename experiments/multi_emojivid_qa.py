@@ -1,0 +1,45 @@
+"""Question answering on EmojiVid, by a classifier over answers (MuLTI, downstream).
+
+    python -m data_pipelines.prepare emojivid            # 800 MB of downloads, once
+    python experiments/multi_emojivid_pretrain.py
+    python experiments/multi_emojivid_qa.py --train.init-from runs/multi_emojivid_b
+
+Questions about clips of emoji families that no training clip shows: man, woman or person; what
+kind of thing; what it is (protocol B: stills of those families are in training, with their
+questions). Without `--train.init-from` it trains from scratch.
+
+Result: not yet run.
+"""
+
+from experiments import multi_emojivid_pretrain
+from experiments._sweeps import sweep_seed
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
+
+
+def get_config() -> ExperimentConfig:
+    """The pre-training's data and model; questions in place of captions, one objective."""
+    return override(
+        multi_emojivid_pretrain.get_config(),
+        {
+            "name": "multi_emojivid_qa",
+            "data.task": "questions",
+            "data.batch_size": 32,
+            "objectives.vtc": 0.0,
+            "objectives.vtm": 0.0,
+            "objectives.mlm": 0.0,
+            "objectives.mcm": 0.0,
+            "objectives.answer": 1.0,
+            "evaluation.choices": 0,
+            "optim.learning_rate": 5e-4,
+            "optim.warmup_steps": 50,
+            "train.steps": 500,
+            "train.eval_every_steps": 0,
+            "train.save_every_steps": 500,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(get_config, (sweep_seed,))

@@ -1,0 +1,239 @@
+"""Question answering and labels: losses by the formula, evaluators by single rows, whole runs."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import SMALL, init_params, random_batch, randomize
+
+from data_pipelines.classes import Classes
+from data_pipelines.pipeline import EvalData
+from data_pipelines.records import Batch, Questions, Texts
+from vlmae import objectives
+from vlmae.cli import main, with_classes, with_source_tokenizer
+from vlmae.config import MeshConfig
+from vlmae.config_tree import override
+from vlmae.evaluate import evaluate_workdir
+from vlmae.evaluators.encode import Trained, encode_clips
+from vlmae.evaluators.labels import evaluate_labels, format_labels
+from vlmae.evaluators.question_answering import evaluate_answers, format_answers
+from vlmae.models.video_language import build_model
+from vlmae.sharding import make_mesh
+
+CLASSES = Classes({"red": {"color": 3}, "blue": {"color": 2}, "left": {"way": 3}, "never": {}})
+OFF = {f"objectives.{name}": 0.0 for name in ("vtc", "vtm", "mlm", "mvm")}
+ANSWER = override(
+    SMALL, {**OFF, "data.task": "questions", "objectives.answer": 1.0, "model.num_classes": 4}
+)
+LABEL = override(
+    SMALL, {**OFF, "data.task": "labels", "objectives.label": 1.0, "model.num_classes": 4}
+)
+TARGETS = np.array(
+    [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+)
+
+
+def batch_of(targets: np.ndarray, valid: np.ndarray | None = None) -> Batch:
+    batch = random_batch(6)._replace(targets=jnp.asarray(targets, bool))
+    return batch if valid is None else batch._replace(valid=jnp.asarray(valid))
+
+
+def run(config, batch: Batch):
+    """The parameters, the loss with its metrics, and the logits of every row."""
+    model = build_model(config)
+    params = randomize(init_params(model, batch, config.objectives))
+
+    @jax.jit
+    def compute(params):
+        def both(model):
+            loss = objectives.compute_losses(model, batch, jax.random.key(0), config.objectives)
+            text = model.encode_text(batch.text_ids, batch.text_mask)
+            return loss, model.classify(model.fuse(text, model.encode_video(batch.video)))
+
+        return model.apply({"params": params}, method=both)
+
+    loss, logits = jax.device_get(compute(params))
+    return params, loss, logits
+
+
+def unmasked(config):
+    """Evaluation sees all patches, and so shall these losses."""
+    return override(config, {"model.video.mask.ratio": 0.0, "model.text.dropout": 0.0})
+
+
+def test_answering_is_cross_entropy_over_the_answerable_rows():
+    valid = np.array([1, 1, 1, 0, 1, 1], bool)
+    _, loss, logits = run(unmasked(ANSWER), batch_of(TARGETS, valid))
+    log_p = logits - np.log(np.exp(logits.astype(float)).sum(axis=1, keepdims=True))
+    asked = [0, 1, 4, 5]  # row 2 has no class, row 3 is padding
+    right = TARGETS.argmax(axis=1)
+    assert loss.value == pytest.approx(-np.mean([log_p[row, right[row]] for row in asked]), 1e-5)
+    accuracy = np.mean([logits[row].argmax() == right[row] for row in asked])
+    assert loss.metrics["answer/accuracy"] == pytest.approx(accuracy)
+    assert loss.metrics["answer/asked_ratio"] == pytest.approx(4 / 5)
+
+
+def test_labeling_is_the_mean_binary_cross_entropy():
+    targets = np.array(TARGETS)
+    targets[4] = [1, 1, 0, 1]
+    valid = np.array([1, 1, 1, 0, 1, 1], bool)
+    _, loss, logits = run(unmasked(LABEL), batch_of(targets, valid))
+    p = 1 / (1 + np.exp(-logits.astype(float)))
+    terms = -np.where(targets, np.log(p), np.log(1 - p))
+    assert loss.value == pytest.approx(terms[valid].mean(), 1e-5)
+
+
+def test_the_text_and_the_clip_both_count():
+    """Another question, or another clip, changes the logits of its own row only."""
+    batch, config = batch_of(TARGETS), unmasked(ANSWER)
+    _, _, logits = run(config, batch)
+    for name in ("text_ids", "video"):
+        changed = getattr(batch, name).at[2, -1].add(1)
+        if name == "text_ids":
+            changed = batch.text_ids.at[2, 1].set(batch.text_ids[2, 1] % 30 + 5)
+        _, _, others = run(config, batch._replace(**{name: changed}))
+        differs = (others != logits).any(axis=1)
+        assert differs.tolist() == [False, False, True, False, False, False], name
+
+
+class Clips(EvalData):
+    """Six clips in batches of four; the fifth cannot be decoded."""
+
+    def __init__(self, questions: Questions | None):
+        batch = random_batch(6)
+        texts = Texts(*(np.asarray(x) for x in batch[1:4]), tuple(f"text {i}" for i in range(6)))
+        super().__init__(6, texts.media_ids, ("",) * 6, texts, questions, CLASSES, None, None)
+        self.rows = jax.tree.map(np.asarray, batch_of(TARGETS))
+
+    def batches(self) -> Iterator[Batch]:
+        for places in (np.arange(4), np.array([4, 5, 5, 5])):
+            valid = np.isin(np.arange(4) + places[0], (0, 1, 2, 3, 5))
+            yield jax.tree.map(lambda x, p=places: x[p], self.rows)._replace(valid=valid)
+
+
+def make_questions() -> Questions:
+    words = random_batch(9, seed=4)
+    media = np.array([0, 0, 1, 2, 3, 3, 4, 5, 5], np.int32)  # the clip of 4 is bad
+    answers = ("red", "left", "blue", "right", "red", "left", "red", "blue", "right")
+    kinds = ("color", "way", "color", "way", "color", "way", "color", "color", "way")
+    captions = tuple(f"question {i}" for i in range(9))
+    texts = Texts(np.asarray(words.text_ids), np.asarray(words.text_mask), media, captions)
+    return Questions(texts, answers, kinds)
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """The evaluator's result for two batch sizes, and the logits of each question alone."""
+    config, questions = unmasked(ANSWER), make_questions()
+    params, _, _ = run(config, batch_of(TARGETS))
+    mesh, model, data = make_mesh(MeshConfig()), build_model(config), Clips(questions)
+    results = []
+    with jax.set_mesh(mesh):
+        for batch_size in (3, 16):
+            trained = Trained(model, params, mesh, batch_size)
+            clips = encode_clips(trained, data, embed=False, keep_features=True)
+            results.append(evaluate_answers(trained, data, clips))
+
+    @jax.jit
+    def alone(ids, mask, video):
+        def one(model):
+            return model.classify(
+                model.fuse(model.encode_text(ids, mask), model.encode_video(video))
+            )
+
+        return model.apply({"params": params}, method=one)[0]
+
+    texts = questions.texts
+    rows = [row for row in range(9) if texts.media_ids[row] != 4]
+    logits = [
+        alone(
+            texts.text_ids[[row]], texts.text_mask[[row]], data.rows.video[[texts.media_ids[row]]]
+        )
+        for row in rows
+    ]
+    return results, np.array(logits), rows
+
+
+def test_answers_are_those_of_each_question_alone(answered):
+    (result, other), logits, rows = answered
+    assert result.metrics == other.metrics
+    questions = make_questions()
+    assert [item["question"] for item in result.predictions] == [f"question {i}" for i in rows]
+    for item, row in zip(result.predictions, logits, strict=True):
+        assert list(item["predicted"]) == [CLASSES.names[i] for i in np.argsort(-row)]
+        np.testing.assert_allclose(list(item["predicted"].values()), np.sort(row)[::-1], atol=1e-3)
+    best = [CLASSES.names[i] for i in logits.argmax(axis=1)]
+    right = np.array([a == questions.answers[r] for a, r in zip(best, rows, strict=True)])
+    metrics = result.metrics
+    assert metrics["accuracy"] == pytest.approx(100 * right.mean())
+    way = np.array([questions.kinds[row] == "way" for row in rows])
+    assert metrics["accuracy_way"] == pytest.approx(100 * right[way].mean())
+    # Blind: always "red" for a color, "left" for a way; "right" is no class.
+    assert metrics["frequent_accuracy"] == pytest.approx(100 * 4 / 8)
+    assert metrics["frequent_accuracy_color"] == pytest.approx(100 * 2 / 4)
+    assert metrics["answerable"] == pytest.approx(100 * 6 / 8)
+    assert (metrics["num_questions"], metrics["skipped_questions"]) == (8, 1)
+    table = format_answers(metrics).splitlines()
+    assert table[0].endswith("| all | color | way |")
+    assert table[3] == "| most frequent answer | 50.0 | 50.0 | 50.0 |"
+
+
+def test_labels_of_usable_clips():
+    config = unmasked(LABEL)
+    params, _, logits = run(config, batch_of(TARGETS))
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        result = evaluate_labels(Trained(build_model(config), params, mesh, 4), Clips(None))
+    used = [0, 1, 2, 3, 5]
+    for item, row in zip(result.predictions, used, strict=True):
+        assert list(item["predicted"]) == [CLASSES.names[i] for i in np.argsort(-logits[row])]
+        assert item["labels"] == [n for n, t in zip(CLASSES.names, TARGETS[row], strict=True) if t]
+    metrics = result.metrics
+    assert (metrics["num_clips"], metrics["num_labels"]) == (5, 3)  # nobody is "never"
+    assert metrics["chance_map"] == pytest.approx(100 * np.mean([2 / 5, 1 / 5, 1 / 5]))
+    hits = ((logits > 0) & (TARGETS > 0))[used].sum()
+    f1 = 200 * hits / ((logits > 0)[used].sum() + TARGETS[used].sum())
+    assert metrics["micro_f1"] == pytest.approx(f1)
+    assert f"| {metrics['map']:.1f} |" in format_labels(metrics)
+
+
+def test_fields_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"objectives\.answer needs data\.task=questions"):
+        override(ANSWER, {"data.task": "labels"})
+    with pytest.raises(ValueError, match=r"data\.num_others=3 needs data\.task=captions"):
+        override(ANSWER, {"data.num_others": 3})
+    with pytest.raises(ValueError, match=r"model\.num_classes=4, but the data have 2"):
+        with_classes(ANSWER, Classes({"a": {}, "b": {}}))
+    open_number = override(ANSWER, {"model.num_classes": 0})
+    assert with_classes(open_number, CLASSES).model.num_classes == 4
+
+
+def test_words_keep_their_numbers_when_parameters_are_taken_over():
+    taken = override(ANSWER, {"train.init_from": "runs/pretrained"})
+    assert with_source_tokenizer(taken).data.tokenizer == "runs/pretrained/tokenizer"
+    own = override(taken, {"data.tokenizer": "mine"})
+    assert with_source_tokenizer(own) == own and with_source_tokenizer(ANSWER) == ANSWER
+
+
+@pytest.mark.parametrize("task", ["questions", "labels"])
+def test_a_run_and_its_evaluation_again(task, tiny_config, tmp_path, monkeypatch):
+    """The whole path: pre-training's parameters, training, tables, predictions, once more."""
+    name, objective = {"questions": ("answers", "answer"), "labels": ("labels", "label")}[task]
+    tuned = {**OFF, "data.task": task, f"objectives.{objective}": 1.0, "train.steps": 2}
+    for changes, workdir in (
+        ({"train.steps": 1}, "pre"),
+        ({**tuned, "train.init_from": str(tmp_path / "pre")}, "run"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tiny", "--workdir", str(tmp_path / workdir)])
+        main(lambda changes=changes: override(tiny_config, changes))
+    first = json.loads((tmp_path / "run" / f"{name}.json").read_text())
+    predictions = (tmp_path / "run" / f"{objective}_predictions.jsonl").read_text().splitlines()
+    count = {"answers": "num_questions", "labels": "num_clips"}[name]
+    assert len(predictions) == first[count] > 0
+    again = evaluate_workdir(tmp_path / "run")
+    assert again == pytest.approx({f"{name}/{key}": value for key, value in first.items()})
+    assert again != evaluate_workdir(tmp_path / "run", split="train")
