@@ -1,12 +1,14 @@
 """The training state: made from a seed, or filled from another run's parameters."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from data_pipelines.records import Batch
 from vlmae.config import ObjectivesConfig
@@ -51,36 +53,65 @@ class LoadReport(NamedTuple):
     """What `merge_params` did, parameter by parameter."""
 
     loaded: list[str]
+    resized: list[str]  # positions of another size, with both shapes
     missing: list[str]  # in the model, not in the source: keep their initial values
     unused: list[str]  # in the source, not in the model
     mismatched: list[str]  # in both, with both shapes
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} parameters"]
-        for name in ("missing", "unused", "mismatched"):
+        for name in ("resized", "missing", "unused", "mismatched"):
             lines += [f"  {name}: {entry}" for entry in getattr(self, name)]
         return "\n".join(lines)
 
 
 def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:
-    """Replaces the parameters that `source` has under the same path with the same shape."""
-    flat = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    """Replaces the parameters that `source` has under the same path with the same shape.
+
+    Learned positions of another size are resized, see `fit_positions`.
+    """
     given = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
-    common = [name for name in flat if name in given]
-    loaded = [name for name in common if flat[name].shape == given[name].shape]
-    report = LoadReport(
-        loaded=loaded,
-        missing=[name for name in flat if name not in given],
-        unused=[name for name in given if name not in flat],
-        mismatched=[
-            f"{name}: {given[name].shape} in the source, {flat[name].shape} in the model"
-            for name in common
-            if name not in loaded
-        ],
-    )
+    report = LoadReport([], [], [], [], [])
 
     def choose(path: tuple, x: Array) -> Array:
         name = path_name(path)
-        return jax.device_put(given[name], x.sharding) if name in loaded else x
+        if name not in given:
+            report.missing.append(name)
+            return x
+        found = given.pop(name)
+        entry = f"{name}: {found.shape} in the source, {x.shape} in the model"
+        if found.shape == x.shape:
+            report.loaded.append(name)
+        elif (fitted := fit_positions(name, found, x)) is not None:
+            found = fitted
+            report.resized.append(entry)
+        else:
+            report.mismatched.append(entry)
+            return x
+        return jax.device_put(found, x.sharding)
 
-    return jax.tree_util.tree_map_with_path(choose, params), report
+    merged = jax.tree_util.tree_map_with_path(choose, params)
+    report.unused.extend(given)
+    return merged, report
+
+
+def fit_positions(
+    name: str, source: Float[Array | np.ndarray, "..."], initial: Float[Array | np.ndarray, "..."]
+) -> Float[Array, "m d"] | None:
+    """Learned positions for another number of patches, frames or words; None for anything else.
+
+    Patches are interpolated in the square grid (bicubic), frames in time (linear). Words keep their
+    positions: those beyond the source's longest text keep their initial values.
+    """
+    if initial.ndim != 2 or source.shape[1:] != initial.shape[1:]:
+        return None
+    if name == "text_encoder/embeddings/position/embedding":
+        common = min(len(source), len(initial))
+        return jnp.asarray(initial).at[:common].set(source[:common])
+    if name == "video_encoder/temporal/embedding":
+        return jax.image.resize(source, initial.shape, "linear")
+    if name == "video_encoder/positions":
+        old, new = math.isqrt(len(source)), math.isqrt(len(initial))
+        grid = jnp.reshape(source, (old, old, -1))
+        return jax.image.resize(grid, (new, new, grid.shape[2]), "bicubic").reshape(initial.shape)
+    return None

@@ -32,9 +32,7 @@ ANSWER = override(
 LABEL = override(
     SMALL, {**OFF, "data.task": "labels", "objectives.label": 1.0, "model.num_classes": 4}
 )
-TARGETS = np.array(
-    [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
-)
+TARGETS = np.eye(5, 4, dtype=int)[[0, 2, 4, 1, 3, 0]]  # row 2 has no class
 
 
 def batch_of(targets: np.ndarray, valid: np.ndarray | None = None) -> Batch:
