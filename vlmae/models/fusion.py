@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlmae.model_config import FusionConfig, TextEncoderConfig
+from vlmae.models.layers import to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
@@ -61,9 +62,8 @@ class ConcatFusion(nn.Module):
     @nn.compact
     def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
         """The text tokens after they have met the tokens of all frames."""
-        tokens = video.all_tokens
-        if tokens.shape[-1] != self.text.width:
-            tokens = nn.Dense(self.text.width, dtype=self.dtype, name="video_embed")(tokens)
+        embed = nn.Dense(self.text.width, dtype=self.dtype, name="video_embed")
+        tokens = to_width(embed, video.all_tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
         for i in range(self.config.depth):
             x = bert_block(

@@ -23,6 +23,11 @@ def uniform_noise(module: nn.Module, shape: tuple[int, ...]) -> Float[Array, "b 
     return jnp.broadcast_to(jax.random.uniform(jax.random.key(0), shape[1:]), shape)
 
 
+def to_width(embed: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+    """What `embed` makes of tokens; those of its width stay as they are, without parameters."""
+    return x if x.shape[-1] == embed.features else embed(x)
+
+
 class Attended(NamedTuple):
     """What attention makes; queries and keys are for those who score tokens by them."""
 

@@ -12,7 +12,7 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
-from vlmae.models.layers import BERT_INIT, Attention, Mlp
+from vlmae.models.layers import BERT_INIT, Attention, Mlp, to_width
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
@@ -216,9 +216,7 @@ class MultiWayFusion(nn.Module):
 
     def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
         """The text's [CLS], the text latents and the video latents, after they have met."""
-        tokens = video.all_tokens
-        if tokens.shape[-1] != self.text.width:
-            tokens = self.video_embed(tokens)
+        tokens = to_width(self.video_embed, video.all_tokens)
         words = self.text_sampler(text.tokens, text.lengths)
         guidance = self.config.sampler.guidance
         frames = self.video_sampler(tokens, guide=words, guide_in=guidance)
