@@ -6,13 +6,13 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from vlmae.model_config import FusionConfig, TextEncoderConfig
-from vlmae.models.layers import to_width
+from vlmae.models.layers import Block, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
 
-class CrossAttentionFusion(nn.Module):
-    """Layers of text self-attention, cross-attention to all video tokens, feed-forward.
+class BertFusion(nn.Module):
+    """A fusion made of BERT layers.
 
     Attributes:
       config: depth.
@@ -27,37 +27,35 @@ class CrossAttentionFusion(nn.Module):
     dtype: str = "float32"
     attention: str = "xla"
 
+    def _layer(self, i: int) -> Block:
+        return bert_block(
+            self.text,
+            f"block_{i}",
+            deterministic=self.deterministic,
+            remat=self.remat,
+            dtype=self.dtype,
+            attention=self.attention,
+        )
+
+
+class CrossAttentionFusion(BertFusion):
+    """Layers of text self-attention, cross-attention to all video tokens, feed-forward."""
+
     @nn.compact
     def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
         """The text tokens after they have read the tokens of all frames."""
         context = rearrange(video.tokens, "b t m d -> b (t m) d")
         x = text.tokens
         for i in range(self.config.depth):
-            x = bert_block(
-                self.text,
-                f"block_{i}",
-                deterministic=self.deterministic,
-                remat=self.remat,
-                dtype=self.dtype,
-                attention=self.attention,
-            )(x, text.lengths, context)
+            x = self._layer(i)(x, text.lengths, context)
         return x
 
 
-class ConcatFusion(nn.Module):
+class ConcatFusion(BertFusion):
     """BERT layers of self-attention over all tokens of text and video together (as in ALPRO).
 
     Its cost grows with the square of their number; a baseline for the others.
-
-    Attributes: as `CrossAttentionFusion`.
     """
-
-    config: FusionConfig
-    text: TextEncoderConfig
-    deterministic: bool = True
-    remat: bool = False
-    dtype: str = "float32"
-    attention: str = "xla"
 
     @nn.compact
     def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
@@ -66,12 +64,5 @@ class ConcatFusion(nn.Module):
         tokens = to_width(embed, video.all_tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
         for i in range(self.config.depth):
-            x = bert_block(
-                self.text,
-                f"block_{i}",
-                deterministic=self.deterministic,
-                remat=self.remat,
-                dtype=self.dtype,
-                attention=self.attention,
-            )(x, tokens.shape[1] + text.lengths)
+            x = self._layer(i)(x, tokens.shape[1] + text.lengths)
         return x[:, tokens.shape[1] :]
