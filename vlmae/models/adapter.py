@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import AdapterConfig
-from vlmae.models.layers import BERT_INIT, Attention
+from vlmae.models.layers import BERT_INIT, Attention, vit_norm
 
 
 class Adapter(nn.Module):
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
         self, x: Float[Array, "b l d"], lengths: Int[Array, " b"] | None = None
     ) -> Float[Array, "b l d"]:
         """The correction of `x`, whose first `lengths` tokens are valid."""
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        y = vit_norm("norm", self.dtype)(x)
         down = nn.Dense(self.config.width, dtype=self.dtype, kernel_init=BERT_INIT, name="down")
         attention = Attention(
             self.config.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"

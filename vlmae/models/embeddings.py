@@ -6,7 +6,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlmae.models.layers import BERT_INIT
+from vlmae.models.layers import BERT_EPS, BERT_INIT
 
 # Mean and standard deviation of ImageNet's RGB channels in [0, 1], as MAE normalizes its input.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -87,7 +87,7 @@ class BertEmbeddings(nn.Module):
         self.word = table(self.vocab_size)
         self.position = table(self.max_len)
         self.token_type = table(2)
-        self.norm = nn.LayerNorm(epsilon=1e-12, dtype=self.dtype)
+        self.norm = nn.LayerNorm(epsilon=BERT_EPS, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:

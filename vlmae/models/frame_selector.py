@@ -9,7 +9,7 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FrameSelectorConfig
-from vlmae.models.layers import BERT_INIT, uniform_noise, vit_block
+from vlmae.models.layers import BERT_INIT, uniform_noise, vit_block, vit_norm
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.sparsify import ChosenFrames, choose_frames, uniform_frames
@@ -61,16 +61,18 @@ class FrameSelector(nn.Module):
 
     def _mlp(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b t"]:
         """MLP([LN(frame [CLS]); LN(text [CLS])])."""
-        frames = self._norm("frame_norm")(video.frame_cls)
-        words = repeat(self._norm("text_norm")(text.cls), "b d -> b t d", t=frames.shape[1])
+        frames = vit_norm("frame_norm", self.dtype)(video.frame_cls)
+        words = vit_norm("text_norm", self.dtype)(text.cls)
+        words = repeat(words, "b d -> b t d", t=frames.shape[1])
         hidden = self._dense(frames.shape[-1], "hidden")(jnp.concatenate([frames, words], axis=-1))
         return self._dense(1, "score")(nn.gelu(hidden, approximate=False))[..., 0]
 
     def _transformer(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b t"]:
         """Blocks over [text [CLS]; all frame [CLS]] (the atemporal probe, Buch et al. 2022)."""
         width = self.config.width
-        frames = self._dense(width, "frame_embed")(self._norm("frame_norm")(video.frame_cls))
-        words = self._dense(width, "text_embed")(self._norm("text_norm")(text.cls))
+        frames = vit_norm("frame_norm", self.dtype)(video.frame_cls)
+        frames = self._dense(width, "frame_embed")(frames)
+        words = self._dense(width, "text_embed")(vit_norm("text_norm", self.dtype)(text.cls))
         x = jnp.concatenate([words[:, None], frames], axis=1)
         for i in range(self.config.depth):
             x = vit_block(
@@ -81,10 +83,7 @@ class FrameSelector(nn.Module):
                 dtype=self.dtype,
                 attention="xla",
             )(x)
-        return self._dense(1, "score")(self._norm("norm")(x[:, 1:]))[..., 0]
-
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+        return self._dense(1, "score")(vit_norm("norm", self.dtype)(x[:, 1:]))[..., 0]
 
     def _dense(self, width: int, name: str) -> nn.Dense:
         return nn.Dense(width, dtype=self.dtype, kernel_init=BERT_INIT, name=name)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlmae.models.layers import BERT_INIT
+from vlmae.models.layers import BERT_EPS, BERT_INIT
 
 
 class Projection(nn.Module):
@@ -27,7 +27,7 @@ class WordTransform(nn.Module):
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         x = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=BERT_INIT, name="dense")(x)
         x = nn.gelu(x, approximate=False)
-        return nn.LayerNorm(epsilon=1e-12, dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(epsilon=BERT_EPS, dtype=self.dtype, name="norm")(x)
 
 
 class Classifier(nn.Module):

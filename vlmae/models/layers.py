@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 BERT_INIT = nn.initializers.normal(0.02)
 VIT_INIT = nn.initializers.xavier_uniform()
+BERT_EPS, VIT_EPS = 1e-12, 1e-6  # of the layer norms; ViT's as in MAE
 
 
 def uniform_noise(module: nn.Module, shape: tuple[int, ...]) -> Float[Array, "b *n"]:
@@ -114,7 +115,7 @@ class Block(nn.Module):
     Attributes:
       num_heads, mlp_dim: sizes of attention and feed-forward network.
       pre_norm: normalize before each sublayer (ViT) or after its residual sum (BERT).
-      eps: of the layer norms; 1e-6 in ViT-MAE, 1e-12 in BERT.
+      eps: of the layer norms.
       dropout: on the output of each sublayer.
       deterministic: no dropout.
       kernel_init, dtype, attention: see `Attention`.
@@ -183,6 +184,11 @@ def block_class(remat: bool, kind: type[Block] = Block) -> type[Block]:
     return nn.remat(kind) if remat else kind
 
 
+def vit_norm(name: str, dtype: str) -> nn.LayerNorm:
+    """A layer norm with the eps of MAE, for every part of the model that is no BERT."""
+    return nn.LayerNorm(epsilon=VIT_EPS, dtype=dtype, name=name)
+
+
 def vit_block(
     num_heads: int, mlp_dim: int, name: str, *, remat: bool, dtype: str, attention: str
 ) -> Block:
@@ -196,7 +202,7 @@ def vit_options(num_heads: int, mlp_dim: int, dtype: str, attention: str) -> dic
         "num_heads": num_heads,
         "mlp_dim": mlp_dim,
         "pre_norm": True,
-        "eps": 1e-6,
+        "eps": VIT_EPS,
         "dtype": dtype,
         "attention": attention,
     }

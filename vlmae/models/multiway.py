@@ -12,12 +12,10 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
-from vlmae.models.layers import BERT_INIT, Attention, Mlp, to_width
+from vlmae.models.layers import BERT_INIT, Attention, Mlp, to_width, vit_norm
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
-
-NORM_EPS = 1e-6
 
 
 class AdaptPooling(nn.Module):
@@ -49,8 +47,8 @@ class AdaptPooling(nn.Module):
             attention = Attention(
                 self.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
             )
-            normed = self._norm("source_norm")(source)
-            return attention(self._norm("norm")(queries), normed, lengths).tokens
+            normed = vit_norm("source_norm", self.dtype)(source)
+            return attention(vit_norm("norm", self.dtype)(queries), normed, lengths).tokens
         if lengths is None:
             lengths = jnp.full(len(source), num_tokens)
         if self.kind == "global":
@@ -64,12 +62,9 @@ class AdaptPooling(nn.Module):
     def _importance(self, x: Float[Array, "b m d"], count: int) -> Float[Array, "b c m"]:
         """w . LN(x) + c, in float32."""
         scores = nn.Dense(count, kernel_init=BERT_INIT, name="importance")(
-            self._norm("source_norm")(x).astype(jnp.float32)
+            vit_norm("source_norm", self.dtype)(x).astype(jnp.float32)
         )
         return scores.swapaxes(1, 2)
-
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
 
 
 class WayLayer(nn.Module):
@@ -99,17 +94,14 @@ class WayLayer(nn.Module):
     ) -> Float[Array, "b s d"]:
         """The latents after one layer; `lengths` are those of the valid tokens of `source`."""
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-        query = context = self._norm("norm")(z)
+        query = context = vit_norm("norm", self.dtype)(z)
         if source is not None:
             # Padding must come last, so the latents go first.
-            context = jnp.concatenate([query, self._norm("source_norm")(source)], axis=1)
+            context = jnp.concatenate([query, vit_norm("source_norm", self.dtype)(source)], axis=1)
             lengths = None if lengths is None else lengths + z.shape[1]
         z = z + drop(self.attention(query, context, lengths).tokens)
         mlp = Mlp(self.mlp_dim, BERT_INIT, self.dtype, name="mlp")
-        return z + drop(mlp(self._norm("mlp_norm")(z)))
-
-    def _norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
+        return z + drop(mlp(vit_norm("mlp_norm", self.dtype)(z)))
 
 
 class Sampler(nn.Module):
@@ -163,8 +155,7 @@ class Sampler(nn.Module):
             lengths = None if lengths is None else lengths + guide.shape[1]
         for layer in self.layers:
             z = layer(z, source, lengths)
-        norm = nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name="norm")
-        return norm(z[:, : self.num_latents])
+        return vit_norm("norm", self.dtype)(z[:, : self.num_latents])
 
 
 class MultiWayFusion(nn.Module):
@@ -200,7 +191,7 @@ class MultiWayFusion(nn.Module):
         compute = (self.text.num_heads, self.dtype, self.attention)
         self.text_sampler = Sampler(sampler.text_latents, *pooling, self.text_layers, *compute)
         self.video_sampler = Sampler(sampler.video_latents, *pooling, self.video_layers, *compute)
-        self.norm = nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype)
+        self.norm = vit_norm("norm", self.dtype)
         self.video_embed = nn.Dense(self.text.width, dtype=self.dtype)
 
     def _attentions(self) -> list[Attention]:
@@ -239,13 +230,9 @@ class WordReader(nn.Module):
     @nn.compact
     def __call__(self, text: TextFeatures, fused: Float[Array, "b q d"]) -> Float[Array, "b l d"]:
         """Text tokens that have read the fused ones; cost linear in the words."""
-
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=NORM_EPS, dtype=self.dtype, name=name)
-
         read = Attention(
             self.text.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
         )
-        x = text.tokens + read(norm("norm")(text.tokens), fused).tokens
+        x = text.tokens + read(vit_norm("norm", self.dtype)(text.tokens), fused).tokens
         mlp = Mlp(self.text.mlp_dim, BERT_INIT, self.dtype, name="mlp")
-        return x + mlp(norm("mlp_norm")(x))
+        return x + mlp(vit_norm("mlp_norm", self.dtype)(x))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, uniform_noise, vit_block
+from vlmae.models.layers import BERT_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -67,7 +67,7 @@ class PixelDecoder(nn.Module):
                 dtype=self.dtype,
                 attention=self.attention,
             )(x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, 1:])
+        x = vit_norm("norm", self.dtype)(x[:, 1:])
         pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)
         return Painted(rearrange(pixels, "(b t) s p -> b t s p", b=len(places)), places)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.model_config import TextEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import BertEmbeddings
-from vlmae.models.layers import BERT_INIT, Block, block_class
+from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, block_class
 
 
 class TextFeatures(NamedTuple):
@@ -43,7 +43,7 @@ def bert_block(
         config.num_heads,
         config.mlp_dim,
         pre_norm=False,
-        eps=1e-12,
+        eps=BERT_EPS,
         dropout=config.dropout,
         deterministic=deterministic,
         kernel_init=BERT_INIT,

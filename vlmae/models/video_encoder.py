@@ -12,7 +12,7 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class, vit_block, vit_options
+from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class, vit_block, vit_norm, vit_options
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
 
@@ -109,7 +109,7 @@ class VideoEncoder(nn.Module):
         t = patches.shape[1]
         x = self._embed(patches, kept_ids)
         x, stages = self._blocks(x, rearrange(kept_ids, "b t k -> (b t) k"))
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = vit_norm("norm", self.dtype)(x)
         stages = tuple(rearrange(places, "(b t) m -> b t m", t=t) for places in stages)
         return rearrange(x, "(b t) q d -> b t q d", t=t), stages
 
