@@ -187,10 +187,8 @@ class MultiWayFusion(nn.Module):
             self.fused_attention = fused = self._attentions()
         self.text_layers, self.video_layers = self._layers(text), self._layers(video)
         self.fused_layers = self._layers(fused)
-        pooling = (sampler.pooling,)
-        compute = (self.text.num_heads, self.dtype, self.attention)
-        self.text_sampler = Sampler(sampler.text_latents, *pooling, self.text_layers, *compute)
-        self.video_sampler = Sampler(sampler.video_latents, *pooling, self.video_layers, *compute)
+        self.text_sampler = self._sampler(sampler.text_latents, self.text_layers)
+        self.video_sampler = self._sampler(sampler.video_latents, self.video_layers)
         self.norm = vit_norm("norm", self.dtype)
         self.video_embed = nn.Dense(self.text.width, dtype=self.dtype)
 
@@ -204,6 +202,10 @@ class MultiWayFusion(nn.Module):
         layer = nn.remat(WayLayer) if self.remat else WayLayer
         sizes = (self.text.mlp_dim, self.text.dropout, self.deterministic, self.dtype)
         return [layer(attention, *sizes) for attention in attentions]
+
+    def _sampler(self, num_latents: int, layers: Sequence[WayLayer]) -> Sampler:
+        pooling, num_heads = self.config.sampler.pooling, self.text.num_heads
+        return Sampler(num_latents, pooling, layers, num_heads, self.dtype, self.attention)
 
     def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
         """The text's [CLS], the text latents and the video latents, after they have met."""
