@@ -39,6 +39,11 @@ def decay_mask(params: PyTree) -> PyTree:
 EMBEDDINGS = {"video": "cls|positions|patch_embed", "text": "embeddings"}
 
 
+def freezes_any(model: ModelConfig) -> bool:
+    """True if the config freezes blocks of any encoder."""
+    return any(getattr(model, part).adapter.frozen_blocks > 0 for part in EMBEDDINGS)
+
+
 def is_frozen(name: str, model: ModelConfig) -> bool:
     """True if the config freezes the parameter of this path ("video_encoder/block_0/...")."""
     for part, embeddings in EMBEDDINGS.items():
@@ -73,7 +78,7 @@ def make_optimizer(
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     learned = optax.chain(clip, adamw)
-    if model is None or not (model.video.adapter.frozen_blocks or model.text.adapter.frozen_blocks):
+    if model is None or not freezes_any(model):
         return learned
 
     def labels(params: PyTree) -> PyTree:
