@@ -2,17 +2,19 @@
 
     python experiments/multi_pretrain.py
 
-Data: WebVid-2M and CC3M, prepared as for `smaug_pretrain.py`. The recipe is that of the system
-MuLTI builds on (ALPRO): AdamW at 1e-4 with betas (0.9, 0.98), 5 % warm-up, linear decay, 15 % of
-the words masked. Number of latents, depth of the sampler, frames, batch size, epochs are ours.
+Data: WebVid-2M and CC3M, prepared and read as in `smaug_pretrain.py`, but four frames of each clip
+and longer texts. The recipe is that of the system MuLTI builds on (ALPRO): AdamW at 1e-4 with betas
+(0.9, 0.98), 5 % warm-up, linear decay, 15 % of the words masked. Number of latents, depth of the
+sampler, frames, batch size, epochs are ours.
 
 Result: not yet run.
 """
 
-from data_pipelines.config import DataConfig, SourceConfig
-from experiments.smaug_pretrain import CC3M_IMAGES, WEBVID_CLIPS
+from dataclasses import replace
+
+from experiments import smaug_pretrain
 from vlmae.cli import main
-from vlmae.config import ExperimentConfig, ObjectivesConfig, OptimConfig, TrainConfig
+from vlmae.config import ExperimentConfig, ObjectivesConfig, OptimConfig
 from vlmae.model_config import (
     FusionConfig,
     MaskConfig,
@@ -22,24 +24,20 @@ from vlmae.model_config import (
 )
 
 BATCH_SIZE, EPOCHS = 256, 10
-EPOCH_STEPS = (WEBVID_CLIPS + CC3M_IMAGES) // BATCH_SIZE
+EPOCH_STEPS = (smaug_pretrain.WEBVID_CLIPS + smaug_pretrain.CC3M_IMAGES) // BATCH_SIZE
 
 
 def get_config() -> ExperimentConfig:
     """B/16 unmasked, 12 text layers, 3 layers of sampler and fusion with one attention each."""
+    smaug = smaug_pretrain.get_config()
+    clips, images = smaug.data.train
     return ExperimentConfig(
         name="multi_pretrain",
-        data=DataConfig(
-            train=(
-                SourceConfig("webvid", "train", num_frames=4, weight=WEBVID_CLIPS),
-                SourceConfig("cc3m", "train", num_frames=1, weight=CC3M_IMAGES),
-            ),
-            eval=SourceConfig("webvid", "val", num_frames=4),
+        data=replace(
+            smaug.data,
+            train=(replace(clips, num_frames=4), images),
             batch_size=BATCH_SIZE,
-            eval_batch_size=64,
-            image_size=224,
             text_len=40,
-            num_workers=16,
         ),
         model=ModelConfig(
             video=VideoEncoderConfig(mask=MaskConfig("none", 0.0), time_frames=4),
@@ -55,12 +53,7 @@ def get_config() -> ExperimentConfig:
             b2=0.98,
             weight_decay=1e-3,
         ),
-        train=TrainConfig(
-            steps=EPOCHS * EPOCH_STEPS,
-            log_every_steps=50,
-            eval_every_steps=EPOCH_STEPS,
-            save_every_steps=2000,
-        ),
+        train=replace(smaug.train, steps=EPOCHS * EPOCH_STEPS, eval_every_steps=EPOCH_STEPS),
     )
 
 
