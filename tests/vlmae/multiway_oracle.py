@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from helpers import SMALL, randomize
 from jaxtyping import PyTree
+from oracles import attend, dense, feed_forward, layer_norm, softmax
 
 KEY = jax.random.key(5)
 TEXT = SMALL.model.text
@@ -17,10 +17,6 @@ LATENTS = 3  # of a sampler alone and of the text; two of the texts are shorter
 LENGTHS = np.array([6, 2, 4, 1], np.int32)
 POOLINGS = ["block", "global", "mean", "attention", "none"]
 WAYS = ["text", "video", "fused"]
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def assert_close(actual: PyTree, expected: PyTree, scale: float = 1.0) -> None:
@@ -44,33 +40,6 @@ def random_params(init, *inputs) -> PyTree:
 
 
 # --- oracles; they mask by `valid` [b k] and put the source first, which must not matter
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def dense(x: np.ndarray, p: dict) -> np.ndarray:
-    return x @ p["kernel"] + p["bias"]
-
-
-def layer_norm(x: np.ndarray, p: dict, eps: float = 1e-6) -> np.ndarray:
-    mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + eps) * p["scale"] + p["bias"]
-
-
-def feed_forward(x: np.ndarray, p: dict) -> np.ndarray:
-    hidden = dense(x, p["up"])
-    return dense(hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2, p["down"])
-
-
-def attend(x: np.ndarray, context: np.ndarray, valid: np.ndarray, p: dict) -> np.ndarray:
-    parts = dense(x, p["query"]), dense(context, p["key"]), dense(context, p["value"])
-    query, key, value = (rearrange(y, "b l (h d) -> b h l d", h=HEADS) for y in parts)
-    logits = query @ key.swapaxes(2, 3) / math.sqrt(WIDTH / HEADS)
-    weights = softmax(np.where(valid[:, None, None], logits, -np.inf))
-    return dense(rearrange(weights @ value, "b h l d -> b l (h d)"), p["out"])
 
 
 def join(*parts: np.ndarray) -> np.ndarray:

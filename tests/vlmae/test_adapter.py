@@ -7,6 +7,7 @@ import optax
 import pytest
 from helpers import SMALL, init_params, random_batch, randomize
 from jaxtyping import PyTree
+from oracles import attend, dense, layer_norm
 
 from vlmae import objectives
 from vlmae.config import ExperimentConfig
@@ -70,21 +71,9 @@ def test_an_adapter_against_numpy():
     x, lengths = rng.normal(size=(3, 5, 12)).astype(np.float32), np.array([5, 2, 3], np.int32)
     adapter = Adapter(config)
     params = randomize(jax.jit(adapter.init)(KEY, x)["params"])
-
-    def dense(x, p):
-        return x @ p["kernel"] + p["bias"]
-
-    p = jax.tree.map(np.float64, params)
-    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    down = dense(normed * p["norm"]["scale"] + p["norm"]["bias"], p["down"])
-    read = np.zeros_like(down)
-    for row, length in enumerate(lengths):
-        query, key, value = (dense(down[row], p["attention"][n]) for n in ("query", "key", "value"))
-        for head in (slice(0, 4), slice(4, 8)):
-            logits = query[:, head] @ key[:length, head].T / 2
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            read[row, :, head] = weights / weights.sum(-1, keepdims=True) @ value[:length, head]
-    expected = dense(dense(read, p["attention"]["out"]), p["up"])
+    p, valid = jax.tree.map(np.float64, params), np.arange(5) < lengths[:, None]
+    down = dense(layer_norm(x, p["norm"]), p["down"])
+    expected = dense(attend(down, down, valid, p["attention"]), p["up"])
     actual = jax.jit(adapter.apply)({"params": params}, x, lengths)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CLS, FIRST_WORD, PAD, SEP, SMALL, init_params, random_batch, randomize
+from oracles import softmax
 
 from vlmae import choices, objectives
 from vlmae.choices import SLOT, Caption, compose, insert_truth, other_rows
@@ -170,8 +171,7 @@ def test_the_loss_from_the_parts_of_the_model(kind):
         return loss, jnp.concatenate(scores, axis=1), answer
 
     loss, logits, answer = jax.jit(lambda p: model.apply({"params": p}, method=run))(params)
-    e = np.exp(np.asarray(logits, np.float64))
-    truth = (e / e.sum(axis=1, keepdims=True))[np.arange(6), answer]
+    truth = softmax(np.asarray(logits, np.float64))[np.arange(6), answer]
     counted = np.asarray(batch.valid)
     assert float(loss.value) == pytest.approx(-np.log(truth[counted]).mean(), abs=1e-5)
     right = logits.argmax(axis=1) == answer

@@ -1,6 +1,5 @@
 """The frame selector: the choice and its gradient against NumPy, and what a choice may know."""
 
-import math
 from functools import partial
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, init_params, random_batch, randomize, small_model
+from oracles import dense, gelu, layer_norm, random, softmax
 from sklearn.metrics import roc_auc_score
 
 from vlmae import objectives
@@ -21,15 +21,6 @@ from vlmae.sparsify import choose_frames, uniform_frames
 KEY = jax.random.key(5)
 MLP = FrameSelectorConfig("mlp")
 PROBE = FrameSelectorConfig("transformer", width=8, depth=1, num_heads=2)
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 # --- the choice
@@ -103,11 +94,6 @@ def scorer(request):
     return request.param, variables, jax.jit(partial(module.apply, variables))
 
 
-def layer_norm(x: np.ndarray, p: dict) -> np.ndarray:
-    mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + 1e-6) * p["scale"] + p["bias"]
-
-
 def test_mlp_scores_pair_by_pair():
     text, video = pairs()
     module = FrameSelector(MLP)
@@ -117,9 +103,8 @@ def test_mlp_scores_pair_by_pair():
     for i, t in np.ndindex(scores.shape):
         frame = layer_norm(np.asarray(video.frame_cls[i, t]), p["frame_norm"])
         word = layer_norm(np.asarray(text.tokens[i, 0]), p["text_norm"])
-        hidden = np.concatenate([frame, word]) @ p["hidden"]["kernel"] + p["hidden"]["bias"]
-        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
-        expected = hidden @ p["score"]["kernel"][:, 0] + p["score"]["bias"][0]
+        hidden = gelu(dense(np.concatenate([frame, word]), p["hidden"]))
+        expected = dense(hidden, p["score"])[0]
         np.testing.assert_allclose(scores[i, t], expected, rtol=1e-4, atol=1e-5)
 
 

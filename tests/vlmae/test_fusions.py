@@ -16,17 +16,13 @@ from multiway_oracle import (
     WAYS,
     WIDTH,
     assert_close,
-    attend,
-    dense,
-    feed_forward,
     float64,
     join,
-    layer_norm,
-    random,
     random_params,
     sampler,
     way_layer,
 )
+from oracles import attend, dense, feed_forward, layer_norm, random
 
 from vlmae.model_config import FusionConfig, SamplerConfig
 from vlmae.models.fusion import ConcatFusion

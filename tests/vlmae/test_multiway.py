@@ -17,12 +17,11 @@ from multiway_oracle import (
     assert_close,
     float64,
     pool_row,
-    random,
     random_params,
     sampler,
-    softmax,
     way_layer,
 )
+from oracles import random, softmax
 
 from vlmae.models.layers import Attention
 from vlmae.models.multiway import AdaptPooling, Sampler, WayLayer

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, init_params, random_batch, randomize, small_model
+from oracles import random
 
 from data_pipelines.records import Batch
 from vlmae import objectives
@@ -24,10 +25,6 @@ from vlmae.sparsify import NO_PLACE
 from vlmae.train import keep_rate_before, keep_rates, train
 
 KEY = jax.random.key(5)
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 from helpers import SMALL, random_batch, randomize, small_model
+from oracles import dense, feed_forward, layer_norm, random, softmax
 
 from vlmae import objectives, sparsify
 from vlmae.masking import mask_from_noise
@@ -21,15 +22,6 @@ from vlmae.models.video_encoder import VideoEncoder
 from vlmae.sparsify import NO_PLACE
 
 GRID, HEADS = (4, 4), 2
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 # --- counts
@@ -152,19 +144,6 @@ def test_an_unknown_rest_is_an_error():
 # --- blocks and encoders, recomputed step by step from their parameters
 
 
-def dense(x: np.ndarray, p: dict) -> np.ndarray:
-    return x @ p["kernel"] + p["bias"]
-
-
-def layer_norm(x: np.ndarray, p: dict) -> np.ndarray:
-    mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + 1e-6) * p["scale"] + p["bias"]
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
-
-
 def self_attention(x: np.ndarray, p: dict) -> tuple[np.ndarray, np.ndarray]:
     """The tokens after the residual sum, and the attention [f h q k]."""
     y, p = layer_norm(x, p["attention_norm"]), p["attention"]
@@ -172,11 +151,6 @@ def self_attention(x: np.ndarray, p: dict) -> tuple[np.ndarray, np.ndarray]:
     weights = attention_oracle(*heads)
     value = rearrange(dense(y, p["value"]), "f q (h d) -> f h q d", h=HEADS)
     return x + dense(rearrange(weights @ value, "f h q d -> f q (h d)"), p["out"]), weights
-
-
-def feed_forward(x: np.ndarray, p: dict) -> np.ndarray:
-    hidden = gelu(dense(layer_norm(x, p["mlp_norm"]), p["mlp"]["up"]))
-    return x + dense(hidden, p["mlp"]["down"])
 
 
 def scores_oracle(name: str, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -192,12 +166,13 @@ def encoder_oracle(params: dict, x: np.ndarray, config: SparsifyConfig):
     places = np.tile(np.arange(x.shape[1] - 1), (len(x), 1))
     stages = [places]
     for i in range(3):
-        x, weights = self_attention(x, params[f"block_{i}"])
+        layer = params[f"block_{i}"]
+        x, weights = self_attention(x, layer)
         if i in config.stages:
             scores = scores_oracle(config.score, x, weights)
             x, places = thin_oracle(x, places, scores, config.keep_rate, config.rest)
             stages.append(places)
-        x = feed_forward(x, params[f"block_{i}"])
+        x = x + feed_forward(layer_norm(x, layer["mlp_norm"]), layer["mlp"])
     return layer_norm(x, params["norm"]), stages
 
 

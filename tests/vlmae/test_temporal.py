@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, random_batch, randomize, small_model
+from oracles import random
 
 from vlmae import objectives
 from vlmae.model_config import MaskConfig, SparsifyConfig, VideoEncoderConfig
@@ -17,10 +18,6 @@ from vlmae.models.video_language import VideoLanguageModel
 
 KEY = jax.random.key(5)
 GRID = (4, 4)
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def with_time(**changes) -> VideoEncoderConfig:
