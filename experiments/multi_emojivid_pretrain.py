@@ -30,6 +30,7 @@ def get_config() -> ExperimentConfig:
             "model.fusion.sampler.text_latents": 4,
             "objectives.mvm": 0.0,
             "objectives.mcm": 1.0,
+            "objectives.mcm_kind": "score",  # concat stays at chance for as long as this trains
             "objectives.mcm_len": 64,
             "evaluation.choices": 4,
         },

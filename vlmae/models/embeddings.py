@@ -6,7 +6,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlmae.models.layers import BERT_EPS, BERT_INIT
+from vlmae.models.layers import BERT_EPS, TOKEN_INIT
 
 # Mean and standard deviation of ImageNet's RGB channels in [0, 1], as MAE normalizes its input.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -82,7 +82,7 @@ class BertEmbeddings(nn.Module):
 
     def setup(self):
         def table(size: int) -> nn.Embed:
-            return nn.Embed(size, self.width, embedding_init=BERT_INIT, dtype=self.dtype)
+            return nn.Embed(size, self.width, embedding_init=TOKEN_INIT, dtype=self.dtype)
 
         self.word = table(self.vocab_size)
         self.position = table(self.max_len)

@@ -12,7 +12,7 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
-from vlmae.models.layers import BERT_INIT, Attention, Mlp, to_width, vit_norm
+from vlmae.models.layers import BERT_INIT, TOKEN_INIT, Attention, Mlp, to_width, vit_norm
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
@@ -141,7 +141,7 @@ class Sampler(nn.Module):
             as queries; "none".
         """
         b, _, d = source.shape
-        queries = self.param("latents", BERT_INIT, (self.num_latents, d)).astype(self.dtype)
+        queries = self.param("latents", TOKEN_INIT, (self.num_latents, d)).astype(self.dtype)
         z = repeat(queries, "s d -> b s d", b=b)
         if self.pooling != "none":
             pool = AdaptPooling(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -49,7 +49,7 @@ class PixelDecoder(nn.Module):
         def dense(features: int, name: str) -> nn.Dense:
             return nn.Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
 
-        mask_token = self.param("mask_token", BERT_INIT, (width,)).astype(self.dtype)
+        mask_token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
         positions = jnp.asarray(sincos_positions(*self.grid, width)).astype(self.dtype)
         x = dense(width, "embed")(jnp.concatenate([video.frame_cls[:, :, None], video.tokens], 2))
         cls, tokens = x[:, :, :1], x[:, :, 1:]

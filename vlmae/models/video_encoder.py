@@ -12,7 +12,7 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import BERT_INIT, VIT_INIT, block_class, vit_block, vit_norm, vit_options
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, block_class, vit_block, vit_norm, vit_options
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
 
@@ -121,7 +121,7 @@ class VideoEncoder(nn.Module):
         embed = nn.Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
         x = embed(patches) + self._positions()[kept_ids].astype(self.dtype)
         x = rearrange(x, "b t k d -> (b t) k d")
-        cls = self.param("cls", BERT_INIT, (width,))
+        cls = self.param("cls", TOKEN_INIT, (width,))
         return jnp.concatenate([repeat(cls.astype(self.dtype), "d -> f 1 d", f=len(x)), x], axis=1)
 
     def _blocks(
@@ -151,5 +151,5 @@ class VideoEncoder(nn.Module):
     def _positions(self) -> Float[Array, "n d"]:
         rows, cols = self.grid
         if self.config.positions == "learned":
-            return self.param("positions", BERT_INIT, (rows * cols, self.config.width))
+            return self.param("positions", TOKEN_INIT, (rows * cols, self.config.width))
         return jnp.asarray(sincos_positions(rows, cols, self.config.width))
