@@ -4,6 +4,11 @@ Your own data come in through manifests (see `builders/manifest.py`):
 
     python -m data_pipelines.prepare manifest --name mine --split train=train.jsonl \\
         --split test=test.jsonl
+
+Published data sets are read from a folder that you fill; the docstring of each builder says with
+which files:
+
+    python -m data_pipelines.prepare msrvtt_qa --manual-dir MSRVTT
 """
 
 import argparse
@@ -18,7 +23,13 @@ from collections.abc import Iterator, Sequence
 from data_pipelines.config import DataConfig
 
 # name -> "module:class"; imported only when wanted.
-BUILDERS = {
+PUBLISHED = {
+    "msrvtt_9k": "data_pipelines.builders.msrvtt:Msrvtt9k",
+    "msrvtt_7k": "data_pipelines.builders.msrvtt:Msrvtt7k",
+    "msrvtt_qa": "data_pipelines.builders.msrvtt:MsrvttQA",
+    "msrvtt_mc": "data_pipelines.builders.msrvtt:MsrvttMC",
+}
+BUILDERS = PUBLISHED | {
     "shapes": "data_pipelines.builders.shapes:Shapes",
     "emojivid": "data_pipelines.builders.emojivid:EmojiVid",
     "manifest": "data_pipelines.builders.manifest:Manifest",
@@ -76,6 +87,24 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
 
 def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
     """Command line -> the name of the builder and the keyword arguments of `prepare`."""
+    parser = _make_parser()
+    args = parser.parse_args(arguments)
+    options = {"data_dir": args.data_dir, "max_bad_ratio": args.max_bad_ratio}
+    if args.dataset == "manifest":
+        pairs = [pair.partition("=") for pair in args.split or []]
+        if not args.name or not pairs or not all(path for *_, path in pairs):
+            parser.error("manifest needs --name NAME and --split SPLIT=PATH")
+        options |= {"name": args.name, "splits": {split: path for split, _, path in pairs}}
+    elif args.name or args.split:
+        parser.error("--name and --split belong to the manifest data set")
+    if args.dataset in PUBLISHED:
+        options |= {"manual_dir": args.manual_dir, "allow_other_counts": args.allow_other_counts}
+    elif args.manual_dir or args.allow_other_counts:
+        parser.error("--manual-dir and --allow-other-counts belong to published data sets")
+    return args.dataset, options
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.prepare", description="Prepares a data set for training."
     )
@@ -87,6 +116,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
         default=DataConfig.max_bad_ratio,
         help="largest share of unusable examples that is skipped (default: %(default)s)",
     )
+    parser.add_argument(
+        "--manual-dir", help="published data sets: the folder with annotation files and media"
+    )
+    parser.add_argument(
+        "--allow-other-counts",
+        action="store_true",
+        help="published data sets: accept splits of another size than the published one",
+    )
     parser.add_argument("--name", help="manifest only: what to call the data set")
     parser.add_argument(
         "--split",
@@ -94,16 +131,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
         metavar="SPLIT=PATH",
         help="manifest only: a JSON-lines file; once for each split",
     )
-    args = parser.parse_args(arguments)
-    options = {"data_dir": args.data_dir, "max_bad_ratio": args.max_bad_ratio}
-    if args.dataset == "manifest":
-        pairs = [pair.partition("=") for pair in args.split or []]
-        if not args.name or not pairs or not all(path for *_, path in pairs):
-            parser.error("manifest needs --name NAME and --split SPLIT=PATH")
-        options |= {"name": args.name, "splits": {split: path for split, _, path in pairs}}
-    elif args.name or args.split:
-        parser.error("--name and --split belong to the manifest data set")
-    return args.dataset, options
+    return parser
 
 
 def main() -> None:

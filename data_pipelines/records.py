@@ -13,11 +13,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a clip, with its one right answer; `kind` groups questions in reports."""
+    """A question about a clip, with its one right answer; `kind` groups questions in reports.
+
+    A multiple-choice question has `options`, `answer` among them; its `question` is empty where
+    the options are captions to choose from.
+    """
 
     question: str
     answer: str
     kind: str
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -90,21 +90,21 @@ def read_texts(source: SourceConfig, data_dir: str | os.PathLike) -> list[Record
 
 def _scan(records: Sequence[dict]) -> Iterator[RecordTexts]:
     for record in (records[i] for i in range(len(records))):  # media are not kept
-        fields = record["questions"]
-        names = [field.name for field in dataclasses.fields(Question)]
-        columns = [[text.decode() for text in fields[name]] for name in names]
         yield RecordTexts(
             record["match_id"].decode(),
             record["source"].decode(),
             [text.decode() for text in record["captions"]],
-            [Question(*values) for values in zip(*columns, strict=True)],
+            questions_of(record),
             [text.decode() for text in record["labels"]],
         )
 
 
 def _from_line(line: str) -> RecordTexts:
     fields = json.loads(line)
-    questions = [Question(**question) for question in fields.pop("questions")]
+    questions = [
+        Question(**question | {"options": tuple(question.get("options", ()))})
+        for question in fields.pop("questions")
+    ]
     return RecordTexts(questions=questions, **fields)
 
 
@@ -115,6 +115,20 @@ def _file_name(split: str) -> str:
     'train_5b_3a90_25_5d'
     """
     return re.sub(r"[^a-zA-Z0-9]", lambda found: f"_{ord(found[0]):x}", split)
+
+
+def questions_of(record: dict) -> list[Question]:
+    """The questions of a stored record (ours).
+
+    Data sets prepared before questions had options are read as well: theirs have none.
+    """
+    stored = record["questions"]
+    options = stored.get("options", [b"[]"] * len(stored["question"]))
+    rows = zip(stored["question"], stored["answer"], stored["kind"], options, strict=True)
+    return [
+        Question(question.decode(), answer.decode(), kind.decode(), tuple(json.loads(choices)))
+        for question, answer, kind, choices in rows
+    ]
 
 
 def tokenizer_for(config: DataConfig) -> Tokenizer:

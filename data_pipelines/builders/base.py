@@ -26,16 +26,18 @@ _SHOWN_SOURCES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """An example that could not be used: where it came from and why.
+    """An example that could not be used, or a part of one: where it came from and why.
 
-    A builder yields one in place of an `Example` that it cannot make (say, a missing file).
-    `reason` is one of few short phrases, which are counted; `detail` is free text.
+    A builder yields one in place of an `Example` that it cannot make (say, a missing file), or
+    with `whole` False beside an example, for a text of it that is left out (say, an empty
+    caption). `reason` is one of few short phrases, which are counted; `detail` is free text.
     """
 
     source: str
     reason: str
     detail: str = ""
     split: str = ""
+    whole: bool = True  # only whole examples count against max_bad_ratio
 
 
 class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -103,7 +105,8 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _check_bad_ratio(self) -> None:
         """Reports skipped examples on stderr; raises ValueError if they are too many."""
-        num_bad = len(self._audit.skipped)
+        self._report_parts()
+        num_bad = len(self._audit.skipped_examples())
         total = num_bad + sum(self._audit.num_stored.values())
         message = f"{self.name}: {num_bad} of {total} examples cannot be used{self._why()}"
         if num_bad > self.max_bad_ratio * total:
@@ -111,9 +114,15 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if num_bad:
             print(f"{message}; skipped, see {SKIPPED_FILE}", file=sys.stderr)
 
+    def _report_parts(self) -> None:
+        """Says on stderr how many texts were left out of examples that are stored."""
+        parts = [item for item in self._audit.skipped if not item.whole]
+        for reason, count in collections.Counter(item.reason for item in parts).most_common():
+            print(f"{self.name}: left out {count} {reason}, see {SKIPPED_FILE}", file=sys.stderr)
+
     def _why(self) -> str:
         """The reasons with their counts and the first few sources, for a one-line message."""
-        skipped = self._audit.skipped
+        skipped = self._audit.skipped_examples()
         if not skipped:
             return ""
         counts = collections.Counter(item.reason for item in skipped)
@@ -138,6 +147,9 @@ class _Audit:
     vocabulary_splits: set[str] = dataclasses.field(default_factory=set)
     texts: dict[str, None] = dataclasses.field(default_factory=dict)  # an ordered set
 
+    def skipped_examples(self) -> list[Skipped]:
+        return [item for item in self.skipped if item.whole]
+
 
 def _features() -> tfds.features.FeaturesDict:
     text = tfds.features.Text
@@ -150,8 +162,9 @@ def _features() -> tfds.features.FeaturesDict:
             "source": text(),
             "captions": tfds.features.Sequence(text()),
             "labels": tfds.features.Sequence(text()),
+            # Options as a JSON list: a sequence in a sequence would need TensorFlow.
             "questions": tfds.features.Sequence(
-                {"question": text(), "answer": text(), "kind": text()}
+                {"question": text(), "answer": text(), "kind": text(), "options": text()}
             ),
         }
     )
@@ -161,7 +174,7 @@ def _check(item: Example | Skipped) -> Example | Skipped:
     """The example itself if it can be used, else why it cannot."""
     if isinstance(item, Skipped):
         return item
-    if not item.captions:
+    if not (item.captions or item.questions or item.labels):
         return Skipped(item.source, "without a caption")
     if any(not caption.strip() for caption in item.captions):
         return Skipped(item.source, "with an empty caption")
@@ -177,11 +190,14 @@ def _to_features(example: Example) -> dict:
     features = {key.name: getattr(example, key.name) for key in dataclasses.fields(example)}
     features["captions"] = list(example.captions)
     features["labels"] = list(example.labels)
-    features["questions"] = [dataclasses.asdict(question) for question in example.questions]
+    features["questions"] = [
+        dataclasses.asdict(question) | {"options": json.dumps(question.options)}
+        for question in example.questions
+    ]
     return features
 
 
 def _texts(example: Example) -> list[str]:
     """Everything in an example that a tokenizer will have to read."""
-    pairs = [text for item in example.questions for text in (item.question, item.answer)]
-    return [*example.captions, *pairs]
+    parts = [(item.question, item.answer, *item.options) for item in example.questions]
+    return [*example.captions, *(text for part in parts for text in part)]

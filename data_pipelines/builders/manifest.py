@@ -8,7 +8,8 @@ A line names one clip or image and what is said about it:
 
 `media` (absolute, or relative to the manifest) and `captions` or `caption` are required. Lines of
 equal `id` (by default: of equal `media`) are correct matches for each other's captions. `type` is
-"video" or "image", by default what the file ending says.
+"video" or "image", by default what the file ending says. A multiple-choice question has "options",
+a list of texts with the answer among them.
 """
 
 import json
@@ -119,9 +120,13 @@ def _question(item: object, place: str) -> Question:
     for name in ("question", "answer"):
         good = isinstance(item.get(name), str) and item[name].strip()
         _require(good, place, f"field 'questions': {name!r} must be text")
-    unknown = sorted(set(item) - {"question", "answer", "kind"})
+    unknown = sorted(set(item) - {"question", "answer", "kind", "options"})
     _require(not unknown, place, f"field 'questions': unknown field {unknown and unknown[0]!r}")
-    return Question(item["question"], item["answer"], str(item.get("kind", "")))
+    options = item.get("options", [])
+    _require(_is_texts(options), place, "field 'questions': 'options' must be a list of texts")
+    among = not options or item["answer"] in options
+    _require(among, place, "field 'questions': 'answer' is not one of the 'options'")
+    return Question(item["question"], item["answer"], str(item.get("kind", "")), tuple(options))
 
 
 def _is_texts(value: object) -> bool:

@@ -1,14 +1,22 @@
-"""Clips whose frames say their own number, and a small prepared data set."""
+"""Clips whose frames say their own number, small prepared data sets, folders of published ones."""
 
+import io
+import json
+import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 
 from data_pipelines.config import DataConfig
+from data_pipelines.prepare import prepare
+from data_pipelines.records import Example
+from data_pipelines.stored import questions_of
 
 NUM_BITS = 8
 
@@ -102,3 +110,70 @@ def shapes_config(shapes_dir) -> DataConfig:
         eval_batch_size=4,
         flip=False,
     )
+
+
+@pytest.fixture(scope="session")
+def small_media(write_clip) -> dict[str, bytes]:
+    """Tiny real media by file ending."""
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
+    gif, png, jpg = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(png, "PNG")
+    frames[0].save(jpg, "JPEG")
+    clip = write_clip(range(0, 300, 100))
+    media = {".gif": gif.getvalue(), ".png": png.getvalue(), ".jpg": jpg.getvalue()}
+    return media | dict.fromkeys((".mp4", ".avi", ".webm", ".mov"), clip)
+
+
+@pytest.fixture
+def manual_dir(tmp_path, small_media) -> Callable[..., pathlib.Path]:
+    """Fills the folder of a published data set: annotations as text or JSON, and media files."""
+
+    def fill(files: Mapping[str, object], media: Sequence[str] = ()) -> pathlib.Path:
+        folder = tmp_path / "manual"
+        contents = {name: _as_text(content).encode() for name, content in files.items()}
+        contents |= {name: small_media[pathlib.Path(name).suffix] for name in media}
+        for name, content in contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return folder
+
+    return fill
+
+
+def _as_text(content: object) -> str:
+    return content if isinstance(content, str) else json.dumps(content)
+
+
+@pytest.fixture
+def read_back(tmp_path) -> Callable[..., dict[str, list[Example]]]:
+    """Prepares a published data set of other counts, and reads what was stored, by split."""
+
+    def read(
+        name: str, manual_dir: pathlib.Path, max_bad_ratio: float = 0.0, **options
+    ) -> dict[str, list[Example]]:
+        options = {"manual_dir": manual_dir, "allow_other_counts": True} | options
+        data_dir = tmp_path / "data"
+        folder = prepare(name, data_dir, max_bad_ratio=max_bad_ratio, **options)
+        assert folder.parent == data_dir / name
+        builder = tfds.builder_from_directory(folder)
+        return {split: _examples(builder.as_data_source(split)) for split in builder.info.splits}
+
+    return read
+
+
+def _examples(records: Sequence[dict]) -> list[Example]:
+    """Stored records as they were before; sorted, since they are stored in another order."""
+    examples = [
+        Example(
+            media=record["media"],
+            media_type=record["media_type"].decode(),
+            captions=[text.decode() for text in record["captions"]],
+            match_id=record["match_id"].decode(),
+            source=record["source"].decode(),
+            questions=questions_of(record),
+            labels=[text.decode() for text in record["labels"]],
+        )
+        for record in (records[i] for i in range(len(records)))
+    ]
+    return sorted(examples, key=lambda example: (example.match_id, example.source))

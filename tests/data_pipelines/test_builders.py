@@ -14,6 +14,7 @@ from data_pipelines.builders import base
 from data_pipelines.builders.manifest import Manifest
 from data_pipelines.prepare import parse_args, prepare
 from data_pipelines.records import Example, Question
+from data_pipelines.stored import questions_of
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def records_of(builder, split):
 
 
 def test_stored_examples_read_back(tmp_path, clip, image):
-    question = Question("what runs?", "a dog", "what")
+    question = Question("what runs?", "a dog", "what", ("a cat", "a dog"))
     good = example(clip, 1, captions=["a dog", "Ein Hünd"], questions=[question], labels=["dog"])
     still = example(image, 2, media_type="image")
     builder = Listed(data_dir=tmp_path, splits={"train": [good, still], "test": [good]})
@@ -67,10 +68,29 @@ def test_stored_examples_read_back(tmp_path, clip, image):
     assert record["media"] == clip and record["media_type"] == b"video"
     assert [text.decode() for text in record["captions"]] == ["a dog", "Ein Hünd"]
     assert list(record["labels"]) == [b"dog"] and record["source"] == b"file1"
-    assert list(record["questions"]["answer"]) == [b"a dog"]
+    assert questions_of(record) == [question]
     assert records[b"2"]["media"] == image and len(records[b"2"]["labels"]) == 0
     assert (builder.data_path / "skipped.jsonl").read_text() == ""
     assert "tensorflow" not in sys.modules
+
+
+def test_questions_alone_make_an_example_and_old_records_have_no_options(tmp_path, clip):
+    question = Question("what runs?", "a dog", "what")
+    item = example(clip, captions=[], questions=[question])
+    builder = Listed(data_dir=tmp_path, splits={"train": [item]})
+    builder.download_and_prepare()
+    [record] = records_of(builder, "train")
+    assert len(record["captions"]) == 0 and questions_of(record) == [question]
+    del record["questions"]["options"]
+    assert questions_of(record) == [question]
+
+
+def test_parts_are_reported_but_not_counted_as_examples(tmp_path, clip, capfd):
+    part = base.Skipped("file0", "empty captions", whole=False)
+    builder = Listed(data_dir=tmp_path, splits={"train": [part, part, example(clip)]})
+    builder.download_and_prepare()
+    assert "listed: left out 2 empty captions, see skipped.jsonl" in capfd.readouterr().err
+    assert len((builder.data_path / "skipped.jsonl").read_text().splitlines()) == 2
 
 
 def test_vocabulary_comes_from_the_training_texts(tmp_path, clip):
@@ -138,7 +158,7 @@ def test_a_split_without_usable_examples_stops(tmp_path, clip, image):
 def test_manifest_reads_every_field(tmp_path, clip, image):
     (tmp_path / "clip.mp4").write_bytes(clip)
     (tmp_path / "still.png").write_bytes(image)
-    questions = [{"question": "what?", "answer": "a dog"}]
+    questions = [{"question": "what?", "answer": "a dog", "options": ["a dog", "a cat"]}]
     lines = [
         {"media": "clip.mp4", "captions": ["a dog", "dog"], "id": "x", "questions": questions},
         "",
@@ -153,6 +173,7 @@ def test_manifest_reads_every_field(tmp_path, clip, image):
     records = {source[i]["match_id"]: source[i] for i in range(2)}
     assert set(records) == {b"x", str(tmp_path / "still.png").encode()}
     assert len(records[b"x"]["captions"]) == 2 and records[b"x"]["media_type"] == b"video"
+    assert questions_of(records[b"x"]) == [Question("what?", "a dog", "", ("a dog", "a cat"))]
     assert records[b"x"]["source"].endswith(b"train.jsonl:1")
     still = records[str(tmp_path / "still.png").encode()]
     assert still["media_type"] == b"image" and list(still["labels"]) == [b"color"]
@@ -179,6 +200,14 @@ def test_manifest_reads_every_field(tmp_path, clip, image):
         (
             {"media": "clip.mp4", "caption": "a", "questions": [{"question": "q"}]},
             "field 'questions': 'answer' must be text",
+        ),
+        (
+            {
+                "media": "clip.mp4",
+                "caption": "a",
+                "questions": [{"question": "q", "answer": "a", "options": ["b", "c"]}],
+            },
+            "'answer' is not one of the 'options'",
         ),
         (
             {
@@ -247,8 +276,8 @@ def test_interrupted_preparation_can_be_run_again(tmp_path, clip):
 
 
 def test_unknown_data_sets_list_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"'webvid'; known: shapes, emojivid, manifest\..*--split"):
-        prepare("webvid", tmp_path)
+    with pytest.raises(ValueError, match=r"'youcook'; known: .*manifest\..*--split"):
+        prepare("youcook", tmp_path)
 
 
 def test_command_line():
@@ -257,7 +286,11 @@ def test_command_line():
     words = ["manifest", "--name", "mine", "--split", "train=a=b.jsonl", "--split", "test=c"]
     _, options = parse_args(words)
     assert options["name"] == "mine" and options["splits"] == {"train": "a=b.jsonl", "test": "c"}
+    words = ["msrvtt_qa", "--manual-dir", "m", "--allow-other-counts"]
+    _, options = parse_args(words)
+    assert options["manual_dir"] == "m" and options["allow_other_counts"]
     for wrong in (
+        ["shapes", "--manual-dir=m"],
         ["manifest"],
         ["manifest", "--name", "x", "--split", "t"],
         ["shapes", "--name=x"],

@@ -1,0 +1,208 @@
+"""The base of the builders for published data sets: annotation files and a folder of media.
+
+The user fills a folder (`manual_dir`) with the annotation files as they are published and a
+folder of videos or images. All annotations are read and counted before the first media file is:
+a wrong file, a malformed entry or another count than the published one stops at once.
+"""
+
+import abc
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar
+
+from data_pipelines.builders import base
+from data_pipelines.builders.media import MediaFolder, type_of
+from data_pipelines.records import Example, Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What a data set says about one clip or image: an `Example` without its media (ours).
+
+    `media` is its id, or its path in the media folder. `match_id` is by default `media`.
+    """
+
+    media: str
+    source: str
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    labels: tuple[str, ...] = ()
+    match_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How much a split holds, before anything is left out; None: not published."""
+
+    clips: int | None = None
+    captions: int | None = None
+    questions: int | None = None
+
+
+class AnnotatedBuilder(base.VideoTextBuilder):
+    """A data set in a folder of the user's, in the published form (ours).
+
+    Subclasses say in their docstring which files are expected, fill the class attributes and
+    implement `annotations`. Left out, counted and listed in `skipped.jsonl`: examples without a
+    media file; empty texts; annotations that repeat another one of the split word for word; and
+    of the training clips also repeated captions and questions. In the other splits these stay,
+    because the published figures count each of them as a query.
+    """
+
+    published: ClassVar[Mapping[str, Counts]]  # every split, with the published counts
+    origin: ClassVar[str]  # where the annotation files come from
+    media_folder: ClassVar[str] = "videos"
+    media_type: ClassVar[str] = "video"  # or "image"; empty: what the file's ending says
+
+    def __init__(
+        self,
+        *,
+        manual_dir: str | pathlib.Path | None = None,
+        allow_other_counts: bool = False,
+        **kwargs,
+    ):
+        """Args: `manual_dir` is the folder with the files; prepared data do not need it."""
+        super().__init__(**kwargs)
+        self.manual_dir = manual_dir and pathlib.Path(manual_dir).expanduser()
+        self.allow_other_counts = allow_other_counts
+
+    @abc.abstractmethod
+    def annotations(self, split: str) -> Iterable[Annotation]:
+        """The annotations of a split in a fixed order, one for each clip; read twice."""
+
+    def media_names(self, annotation: Annotation) -> tuple[str, ...]:
+        """Names that the media file may have, the likeliest first."""
+        return (annotation.media,)
+
+    def file(self, name: str) -> pathlib.Path:
+        """An annotation file.
+
+        Raises:
+          FileNotFoundError: it is missing; the message says where to get it.
+          ValueError: no `manual_dir` was given.
+        """
+        if self.manual_dir is None:
+            raise ValueError(f"{self.name}: --manual-dir DIR must name the folder with {name}")
+        path = self.manual_dir / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.name}: {path}: no such file; it is from {self.origin}")
+        return path
+
+    def examples(self) -> dict[str, Iterator[Example | base.Skipped]]:
+        """One example for each annotation, in the order of the files.
+
+        Raises:
+          FileNotFoundError: an annotation file or the media folder is missing.
+          ValueError: a malformed entry, or a count that is not the published one.
+        """
+        for split in self.published:
+            self._check_counts(split)
+        media = MediaFolder(self.manual_dir / self.media_folder)
+        return {split: self._examples(split, media) for split in self.published}
+
+    def _check_counts(self, split: str) -> None:
+        found = dataclasses.asdict(count(self.annotations(split)))
+        for unit, expected in dataclasses.asdict(self.published[split]).items():
+            if expected is None or found[unit] == expected:
+                continue
+            message = (
+                f"{self.name}: split {split!r} has {found[unit]:,} {unit} in its annotation "
+                f"files, published are {expected:,}"
+            )
+            if not self.allow_other_counts:
+                raise ValueError(f"{message}; if that is meant, add --allow-other-counts")
+            print(f"{message}; allowed", file=sys.stderr)
+
+    def _examples(self, split: str, media: MediaFolder) -> Iterator[Example | base.Skipped]:
+        seen: set[int] = set()
+        for annotation in self.annotations(split):
+            key = hash((annotation.media, annotation.captions, annotation.questions))
+            if key in seen:
+                yield base.Skipped(annotation.source, "repeated annotations", whole=False)
+                continue
+            seen.add(key)
+            annotation, dropped = clean(annotation, drop_repeats=split == "train")
+            yield from dropped
+            yield self._example(annotation, media)
+
+    def _example(self, annotation: Annotation, media: MediaFolder) -> Example | base.Skipped:
+        if not (annotation.captions or annotation.questions or annotation.labels):
+            return base.Skipped(annotation.source, "without a caption")
+        names = self.media_names(annotation)
+        path = next(filter(None, map(media.find, names)), None)
+        if path is None:
+            detail = f"{media.root}: {' or '.join(names)}"
+            return base.Skipped(annotation.source, "without a media file", detail)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            detail = f"{path}: {error.strerror}"
+            return base.Skipped(annotation.source, "without a readable media file", detail)
+        return self._fill(annotation, content, path)
+
+    def _fill(self, annotation: Annotation, media: bytes, path: pathlib.Path) -> Example:
+        return Example(
+            media=media,
+            media_type=self.media_type or type_of(path),
+            captions=annotation.captions,
+            match_id=annotation.match_id or annotation.media,
+            source=annotation.source,
+            questions=annotation.questions,
+            labels=annotation.labels,
+        )
+
+
+def count(annotations: Iterable[Annotation]) -> Counts:
+    """Clips, captions and questions of a split, as published files count them."""
+    clips = captions = questions = 0
+    for annotation in annotations:
+        clips += 1
+        captions += len(annotation.captions)
+        questions += len(annotation.questions)
+    return Counts(clips, captions, questions)
+
+
+def merge(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
+    """Joins the annotations of one media file, in the order of their first appearance (ours).
+
+    Source, match id and labels are those of the first.
+    """
+    groups: dict[str, list[Annotation]] = {}
+    for annotation in annotations:
+        groups.setdefault(annotation.media, []).append(annotation)
+    for group in groups.values():
+        captions = tuple(text for item in group for text in item.captions)
+        questions = tuple(question for item in group for question in item.questions)
+        yield dataclasses.replace(group[0], captions=captions, questions=questions)
+
+
+def clean(annotation: Annotation, *, drop_repeats: bool) -> tuple[Annotation, list[base.Skipped]]:
+    """The annotation without empty texts (and repeated ones), and what was left out (ours)."""
+    captions, bad_captions = _sort_out(annotation.captions, "captions", drop_repeats)
+    questions, bad_questions = _sort_out(annotation.questions, "questions", drop_repeats)
+    dropped = [
+        base.Skipped(annotation.source, reason, str(item), whole=False)
+        for reason, item in (*bad_captions, *bad_questions)
+    ]
+    return dataclasses.replace(annotation, captions=captions, questions=questions), dropped
+
+
+def _sort_out(items: tuple, unit: str, drop_repeats: bool) -> tuple[tuple, list[tuple]]:
+    """The items to keep, and (reason, item) of the others."""
+    kept, dropped = [], []
+    for item in items:
+        if _is_empty(item):
+            dropped.append((f"empty {unit}", item))
+        elif drop_repeats and item in kept:
+            dropped.append((f"repeated {unit}", item))
+        else:
+            kept.append(item)
+    return tuple(kept), dropped
+
+
+def _is_empty(item: str | Question) -> bool:
+    if isinstance(item, str):
+        return not item.strip()
+    return not item.answer.strip() or not (item.question.strip() or item.options)
