@@ -28,6 +28,14 @@ PUBLISHED = {
     "msrvtt_7k": "data_pipelines.builders.msrvtt:Msrvtt7k",
     "msrvtt_qa": "data_pipelines.builders.msrvtt:MsrvttQA",
     "msrvtt_mc": "data_pipelines.builders.msrvtt:MsrvttMC",
+    "msvd": "data_pipelines.builders.msvd:Msvd",
+    "msvd_qa": "data_pipelines.builders.msvd:MsvdQA",
+    "tgif_action": "data_pipelines.builders.tgif:TgifAction",
+    "tgif_transition": "data_pipelines.builders.tgif:TgifTransition",
+    "tgif_frame": "data_pipelines.builders.tgif:TgifFrame",
+    "didemo": "data_pipelines.builders.didemo:Didemo",
+    "activitynet": "data_pipelines.builders.activitynet:ActivityNet",
+    "activitynet_qa": "data_pipelines.builders.activitynet:ActivityNetQA",
 }
 BUILDERS = PUBLISHED | {
     "shapes": "data_pipelines.builders.shapes:Shapes",

@@ -178,6 +178,17 @@ def merge(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
         yield dataclasses.replace(group[0], captions=captions, questions=questions)
 
 
+def paragraph(sentences: Iterable[str]) -> str:
+    """Sentences as one caption, each without the blanks around it, empty ones left out (ours)."""
+    return " ".join(filter(None, (sentence.strip() for sentence in sentences)))
+
+
+def merge_paragraphs(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
+    """As `merge`, with all captions of a media file as one paragraph."""
+    for annotation in merge(annotations):
+        yield dataclasses.replace(annotation, captions=(paragraph(annotation.captions),))
+
+
 def clean(annotation: Annotation, *, drop_repeats: bool) -> tuple[Annotation, list[base.Skipped]]:
     """The annotation without empty texts (and repeated ones), and what was left out (ours)."""
     captions, bad_captions = _sort_out(annotation.captions, "captions", drop_repeats)

@@ -51,7 +51,7 @@ def read_table(
     """(place, row) of a table; without a header, `columns` are all of its columns, in order.
 
     Raises:
-      ValueError: a column is missing, or a row has too few or too many fields.
+      ValueError: a column is missing, or a row has too many fields or lacks a wanted one.
     """
     with path.open(encoding="utf-8", newline="") as lines:
         rows = csv.DictReader(lines, None if header else columns, delimiter=delimiter)
@@ -60,7 +60,7 @@ def read_table(
             raise ValueError(f"{path}:1: column {missing[0]!r} is missing")
         for row in rows:
             place = f"{path}:{rows.line_num}"
-            if None in row or None in row.values():
+            if None in row or any(row[name] is None for name in columns):
                 raise ValueError(f"{place}: must have {len(rows.fieldnames)} fields")
             yield place, row
 
