@@ -36,12 +36,34 @@ PUBLISHED = {
     "didemo": "data_pipelines.builders.didemo:Didemo",
     "activitynet": "data_pipelines.builders.activitynet:ActivityNet",
     "activitynet_qa": "data_pipelines.builders.activitynet:ActivityNetQA",
+    "ssv2_label": "data_pipelines.builders.ssv2:Ssv2Label",
+    "ssv2_template": "data_pipelines.builders.ssv2:Ssv2Template",
+    "lsmdc": "data_pipelines.builders.lsmdc:Lsmdc",
+    "hvu": "data_pipelines.builders.hvu:Hvu",
+    "webvid_2m": "data_pipelines.builders.web:WebVid2M",
+    "webvid_10m": "data_pipelines.builders.web:WebVid10M",
+    "cc3m": "data_pipelines.builders.web:CC3M",
+    "cc12m": "data_pipelines.builders.web:CC12M",
+    "sbu": "data_pipelines.builders.web:Sbu",
+    "coco": "data_pipelines.builders.images:Coco",
+    "visual_genome": "data_pipelines.builders.images:VisualGenome",
 }
-BUILDERS = PUBLISHED | {
+_NAMED = ("manifest", "json_layout")
+# Which data sets take a flag.
+_FLAGS_OF = {
+    "name": _NAMED,
+    "split": _NAMED,
+    "paragraphs": ("json_layout",),
+    "match_captions": ("json_layout",),
+    "manual_dir": (*PUBLISHED, "json_layout"),
+    "allow_other_counts": tuple(PUBLISHED),
+}
+BUILDERS = {
     "shapes": "data_pipelines.builders.shapes:Shapes",
     "emojivid": "data_pipelines.builders.emojivid:EmojiVid",
     "manifest": "data_pipelines.builders.manifest:Manifest",
-}
+    "json_layout": "data_pipelines.builders.json_layout:JsonLayout",
+} | PUBLISHED
 
 
 def prepare(
@@ -98,17 +120,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
     parser = _make_parser()
     args = parser.parse_args(arguments)
     options = {"data_dir": args.data_dir, "max_bad_ratio": args.max_bad_ratio}
-    if args.dataset == "manifest":
-        pairs = [pair.partition("=") for pair in args.split or []]
+    for flag, datasets in _FLAGS_OF.items():
+        given = getattr(args, flag)
+        if args.dataset in datasets:
+            options[flag] = given
+        elif given:
+            parser.error(f"--{flag.replace('_', '-')} does not belong to {args.dataset}")
+    if args.dataset in _NAMED:
+        pairs = [pair.partition("=") for pair in options.pop("split") or []]
         if not args.name or not pairs or not all(path for *_, path in pairs):
-            parser.error("manifest needs --name NAME and --split SPLIT=PATH")
-        options |= {"name": args.name, "splits": {split: path for split, _, path in pairs}}
-    elif args.name or args.split:
-        parser.error("--name and --split belong to the manifest data set")
-    if args.dataset in PUBLISHED:
-        options |= {"manual_dir": args.manual_dir, "allow_other_counts": args.allow_other_counts}
-    elif args.manual_dir or args.allow_other_counts:
-        parser.error("--manual-dir and --allow-other-counts belong to published data sets")
+            parser.error(f"{args.dataset} needs --name NAME and --split SPLIT=PATH")
+        options["splits"] = {split: path for split, _, path in pairs}
     return args.dataset, options
 
 
@@ -132,12 +154,22 @@ def _make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="published data sets: accept splits of another size than the published one",
     )
-    parser.add_argument("--name", help="manifest only: what to call the data set")
+    parser.add_argument("--name", help="manifest, json_layout: what to call the data set")
     parser.add_argument(
         "--split",
         action="append",
         metavar="SPLIT=PATH",
-        help="manifest only: a JSON-lines file; once for each split",
+        help="manifest, json_layout: an annotation file; once for each split",
+    )
+    parser.add_argument(
+        "--paragraphs",
+        action="store_true",
+        help="json_layout: the captions of a clip are the sentences of one",
+    )
+    parser.add_argument(
+        "--match-captions",
+        action="store_true",
+        help="json_layout: clips of equal caption are right answers to each other's",
     )
     return parser
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from data_pipelines.builders import base
-from data_pipelines.builders.media import MediaFolder, type_of
+from data_pipelines.builders.media import MediaFolder
 from data_pipelines.records import Example, Question
 
 
@@ -30,6 +30,7 @@ class Annotation:
     questions: tuple[Question, ...] = ()
     labels: tuple[str, ...] = ()
     match_id: str = ""
+    media_type: str = ""  # by default that of the builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ class AnnotatedBuilder(base.VideoTextBuilder):
     published: ClassVar[Mapping[str, Counts]]  # every split, with the published counts
     origin: ClassVar[str]  # where the annotation files come from
     media_folder: ClassVar[str] = "videos"
-    media_type: ClassVar[str] = "video"  # or "image"; empty: what the file's ending says
+    media_type: ClassVar[str] = "video"  # or "image"
+    exact_paths: ClassVar[bool] = False  # names are paths: the folder is never searched
 
     def __init__(
         self,
@@ -83,12 +85,15 @@ class AnnotatedBuilder(base.VideoTextBuilder):
           FileNotFoundError: it is missing; the message says where to get it.
           ValueError: no `manual_dir` was given.
         """
-        if self.manual_dir is None:
-            raise ValueError(f"{self.name}: --manual-dir DIR must name the folder with {name}")
-        path = self.manual_dir / name
+        path = self._root() / name
         if not path.is_file():
             raise FileNotFoundError(f"{self.name}: {path}: no such file; it is from {self.origin}")
         return path
+
+    def _root(self) -> pathlib.Path:
+        if self.manual_dir is None:
+            raise ValueError(f"{self.name}: --manual-dir DIR must name the folder with its files")
+        return self.manual_dir
 
     def examples(self) -> dict[str, Iterator[Example | base.Skipped]]:
         """One example for each annotation, in the order of the files.
@@ -99,7 +104,7 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         """
         for split in self.published:
             self._check_counts(split)
-        media = MediaFolder(self.manual_dir / self.media_folder)
+        media = MediaFolder(self._root() / self.media_folder, search=not self.exact_paths)
         return {split: self._examples(split, media) for split in self.published}
 
     def _check_counts(self, split: str) -> None:
@@ -118,7 +123,8 @@ class AnnotatedBuilder(base.VideoTextBuilder):
     def _examples(self, split: str, media: MediaFolder) -> Iterator[Example | base.Skipped]:
         seen: set[int] = set()
         for annotation in self.annotations(split):
-            key = hash((annotation.media, annotation.captions, annotation.questions))
+            # Without the source, the only field that differs between copies.
+            key = hash(dataclasses.replace(annotation, source=""))
             if key in seen:
                 yield base.Skipped(annotation.source, "repeated annotations", whole=False)
                 continue
@@ -140,12 +146,12 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         except OSError as error:
             detail = f"{path}: {error.strerror}"
             return base.Skipped(annotation.source, "without a readable media file", detail)
-        return self._fill(annotation, content, path)
+        return self._fill(annotation, content)
 
-    def _fill(self, annotation: Annotation, media: bytes, path: pathlib.Path) -> Example:
+    def _fill(self, annotation: Annotation, media: bytes) -> Example:
         return Example(
             media=media,
-            media_type=self.media_type or type_of(path),
+            media_type=annotation.media_type or self.media_type,
             captions=annotation.captions,
             match_id=annotation.match_id or annotation.media,
             source=annotation.source,

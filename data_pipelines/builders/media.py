@@ -2,27 +2,25 @@
 
 import os
 import pathlib
-from typing import Literal
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".gif")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MEDIA_ENDINGS = VIDEO_ENDINGS + IMAGE_ENDINGS
 
 
-def type_of(path: pathlib.Path) -> Literal["video", "image"]:
-    """What a file holds according to its ending; a GIF is an animation."""
-    return "image" if path.suffix.lower() in IMAGE_ENDINGS else "video"
-
-
 class MediaFolder:
     """A folder of media files, each to be found by its path or by its id (ours)."""
 
-    def __init__(self, root: pathlib.Path):
-        """Raises FileNotFoundError if there is no such folder."""
+    def __init__(self, root: pathlib.Path, *, search: bool = True):
+        """Without `search`, files are found by their exact paths only.
+
+        Raises:
+          FileNotFoundError: there is no such folder.
+        """
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; it must hold the media files")
         self.root = root
-        self._files: dict[str, list[str]] | None = None  # scanned when first needed
+        self._files: dict[str, list[str]] | None = None if search else {}  # made when needed
 
     def find(self, name: str) -> pathlib.Path | None:
         """The file at this path or with this stem; None if there is none.

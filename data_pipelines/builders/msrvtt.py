@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from data_pipelines.builders import readers
 from data_pipelines.builders.annotated import AnnotatedBuilder, Annotation, Counts, merge
+from data_pipelines.builders.json_layout import read_layout
 from data_pipelines.records import Question
 
 QUESTION_WORDS = ("what", "who", "how", "when", "where")
@@ -113,14 +114,7 @@ class MsrvttMC(AnnotatedBuilder):
 
     def annotations(self, split: str) -> Iterator[Annotation]:
         """One question for each clip."""
-        for place, entry in readers.read_entries(self.file("msrvtt_mc_test.json")):
-            media = readers.field(entry, "video", str, place)
-            options = readers.texts_field(entry, "caption", place)
-            answer = readers.field(entry, "answer", int, place)
-            if not 0 <= answer < len(options):
-                raise ValueError(f"{place}: field 'answer' must be one of 0 to {len(options) - 1}")
-            question = Question("", options[answer], "multiple choice", options)
-            yield Annotation(media, place, (options[answer],), (question,))
+        return read_layout(self.file("msrvtt_mc_test.json"))
 
 
 def first_word(question: str) -> str:

@@ -46,15 +46,29 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], *, delimiter: str = ",", header: bool = True
+    path: Path,
+    columns: Sequence[str],
+    *,
+    delimiter: str = ",",
+    header: bool = True,
+    quoted: bool = True,
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of a table; without a header, `columns` are all of its columns, in order.
+    """(place, row) of a table.
+
+    Args:
+      path: a UTF-8 file.
+      columns: those that every row must have; without a header all columns, in order.
+      delimiter: what stands between two fields.
+      header: whether the first line names the columns.
+      quoted: whether quotation marks around a field are not part of it, as spreadsheets write.
 
     Raises:
       ValueError: a column is missing, or a row has too many fields or lacks a wanted one.
     """
     with path.open(encoding="utf-8", newline="") as lines:
-        rows = csv.DictReader(lines, None if header else columns, delimiter=delimiter)
+        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        names = None if header else columns
+        rows = csv.DictReader(lines, names, delimiter=delimiter, quoting=quoting)
         missing = [name for name in columns if name not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(f"{path}:1: column {missing[0]!r} is missing")

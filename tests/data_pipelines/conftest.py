@@ -152,14 +152,24 @@ def read_back(tmp_path) -> Callable[..., dict[str, list[Example]]]:
     def read(
         name: str, manual_dir: pathlib.Path, max_bad_ratio: float = 0.0, **options
     ) -> dict[str, list[Example]]:
-        options = {"manual_dir": manual_dir, "allow_other_counts": True} | options
+        options = {"allow_other_counts": True, "max_bad_ratio": max_bad_ratio} | options
         data_dir = tmp_path / "data"
-        folder = prepare(name, data_dir, max_bad_ratio=max_bad_ratio, **options)
+        folder = prepare(name, data_dir, manual_dir=manual_dir, **options)
         assert folder.parent == data_dir / name
-        builder = tfds.builder_from_directory(folder)
-        return {split: _examples(builder.as_data_source(split)) for split in builder.info.splits}
+        return _read_folder(folder)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def read_folder() -> Callable[[pathlib.Path], dict[str, list[Example]]]:
+    """Reads a prepared data set by split, as the examples that were stored."""
+    return _read_folder
+
+
+def _read_folder(folder: pathlib.Path) -> dict[str, list[Example]]:
+    builder = tfds.builder_from_directory(folder)
+    return {split: _examples(builder.as_data_source(split)) for split in builder.info.splits}
 
 
 def _examples(records: Sequence[dict]) -> list[Example]:

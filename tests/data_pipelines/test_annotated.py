@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_pipelines.builders.annotated import Annotation, Counts, clean, count, merge
-from data_pipelines.builders.media import MediaFolder, type_of
+from data_pipelines.builders.media import MediaFolder
 from data_pipelines.builders.msrvtt import MsrvttQA
 from data_pipelines.prepare import BUILDERS, PUBLISHED, prepare
 from data_pipelines.records import Question
@@ -70,7 +70,7 @@ def test_missing_annotation_files_and_folders_are_named(tmp_path, manual_dir):
     folder = manual_dir({"val_qa.json": []})
     with pytest.raises(FileNotFoundError, match=r"train_qa.json: no such file; it is from the MSR"):
         prepare("msrvtt_qa", tmp_path, manual_dir=folder)
-    with pytest.raises(ValueError, match="msrvtt_qa: --manual-dir DIR must name the folder with t"):
+    with pytest.raises(ValueError, match="msrvtt_qa: --manual-dir DIR must name the folder"):
         prepare("msrvtt_qa", tmp_path)
     folder = manual_dir(qa_files([entry(1)]))
     with pytest.raises(FileNotFoundError, match="manual/videos: no such folder"):
@@ -136,7 +136,8 @@ def test_media_are_found_by_path_stem_and_ending(manual_dir):
     assert media.find("f") is None and media.find("b.0") is None
     with pytest.raises(ValueError, match="several files for 'd'"):
         media.find("d")
-    assert type_of(root / "x.PNG") == "image" and type_of(root / "x.gif") == "video"
+    exact = MediaFolder(root, search=False)
+    assert exact.find("sub/d.mp4") == root / "sub/d.mp4" and exact.find("a") is None
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))

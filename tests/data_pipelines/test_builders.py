@@ -276,7 +276,7 @@ def test_interrupted_preparation_can_be_run_again(tmp_path, clip):
 
 
 def test_unknown_data_sets_list_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"'youcook'; known: .*manifest\..*--split"):
+    with pytest.raises(ValueError, match=r"'youcook'; known: shapes, .*visual_genome\..*--split"):
         prepare("youcook", tmp_path)
 
 

@@ -1,0 +1,223 @@
+"""SSv2, LSMDC, HVU, the web and image sets and the JSON layout, through the real builders."""
+
+import zlib
+
+import pytest
+
+from data_pipelines.prepare import parse_args, prepare
+from data_pipelines.records import Question
+
+LINK = "http://host/a.jpg?x=1"
+CRC = zlib.crc32(LINK.encode())
+
+
+def lsmdc_row(clip, sentence):
+    return f"{clip}\t00.00.51.926\t00.00.54.129\t00.00.51.926\t00.00.54.129\t{sentence}\n"
+
+
+CLIP = "0001_American_Beauty_00.00.51.926-00.00.54.129"
+WEBVID = (
+    "videoid,name,page_idx,page_dir,duration,contentUrl\n"
+    '7,"A dog, running",1,000001_000050,PT00H00M09S,https://host/7.mp4\n'
+)
+REGION = {"region_id": 1, "width": 3, "height": 2, "image_id": 1, "x": 0, "y": 0}
+HVU = "Tags,youtube_id,time_start,time_end\ndog|grass,abcdefghijk,1.5,11.5\n"
+
+
+def coco_image(number, split):
+    name = f"COCO_val2014_{number:012d}.jpg"
+    sentences = [{"raw": f"image {number}", "tokens": ["image"], "imgid": 0, "sentid": 0}]
+    return {"filepath": "val2014", "filename": name, "split": split, "sentences": sentences}
+
+
+FILES = {
+    "ssv2_label": {
+        "ssv2_ret_label_train.json": [{"video": "1.webm", "caption": "holding a cup"}],
+        "ssv2_ret_label_val_small.json": [{"video": ["2.webm"], "caption": "a cup"}],
+    },
+    "ssv2_template": {
+        "ssv2_ret_template_train.json": [{"video": "1.webm", "caption": "Holding [something]"}],
+        "ssv2_ret_template_val_small.json": [{"video": ["1.webm", "2.webm"], "caption": "Hold"}],
+    },
+    "lsmdc": {
+        "LSMDC16_annos_training.csv": lsmdc_row(CLIP, 'SOMEONE says "hi.') + lsmdc_row(CLIP, "B."),
+        "LSMDC16_annos_val.csv": lsmdc_row(CLIP, "A."),
+        "LSMDC16_challenge_1000_publictect.csv": lsmdc_row(CLIP, "A."),
+    },
+    "hvu": {"HVU_Train_V1.0.csv": HVU, "HVU_Val_V1.0.csv": HVU},
+    "webvid_2m": {"results_2M_train.csv": WEBVID, "results_2M_val.csv": WEBVID},
+    "webvid_10m": {"results_10M_train.csv": WEBVID, "results_10M_val.csv": WEBVID},
+    "cc3m": {
+        "Train_GCC-training.tsv": f'"a dog" runs\t{LINK}\n',
+        "Validation_GCC-1.1.0-Validation.tsv": f"a dog\t{LINK}\n",
+    },
+    "cc12m": {"cc12m.tsv": f"{LINK}\ta dog\n"},
+    "sbu": {
+        "sbu-captions-all.json": {
+            "image_urls": ["http://static.flickr.com/2723/43_b0.jpg"],
+            "captions": ["A dog."],
+            "user_ids": ["x"],
+        }
+    },
+    "coco": {
+        "dataset_coco.json": {
+            "images": [
+                coco_image(number, split)
+                for number, split in enumerate(("test", "train", "restval", "val"))
+            ],
+            "dataset": "coco",
+        }
+    },
+    "visual_genome": {
+        "region_descriptions.json": [
+            {"id": 1, "regions": [REGION | {"phrase": "a dog"}, REGION | {"phrase": "green grass"}]}
+        ]
+    },
+}
+MEDIA = {
+    "ssv2_label": ["videos/1.webm", "videos/2.webm"],
+    "ssv2_template": ["videos/1.webm", "videos/2.webm"],
+    "lsmdc": [f"videos/0001_American_Beauty/{CLIP}.avi"],
+    "hvu": ["videos/abcdefghijk_000015_000115.mp4"],
+    "webvid_2m": ["videos/000001_000050/7.mp4"],
+    "webvid_10m": ["videos/000001_000050/7.mp4"],
+    "cc3m": [f"images/{CRC}.jpg"],
+    "cc12m": [f"images/training/{CRC}.jpg"],
+    "sbu": ["images/43_b0.jpg"],
+    "coco": [f"images/val2014/COCO_val2014_{number:012d}.jpg" for number in range(4)],
+    "visual_genome": ["images/VG_100K_2/1.jpg"],
+}
+# Data set -> split -> captions and match id of the first clip stored.
+STORED = {
+    "ssv2_label": {"train": ("holding a cup", "holding a cup"), "val": ("a cup", "a cup")},
+    "ssv2_template": {"val": ("Hold", "Hold")},
+    "lsmdc": {"train": ('SOMEONE says "hi.|B.', CLIP), "test": ("A.", CLIP)},
+    "hvu": {"train": ("", "abcdefghijk_000015_000115")},
+    "webvid_2m": {"train": ("A dog, running", "7"), "val": ("A dog, running", "7")},
+    "webvid_10m": {"train": ("A dog, running", "7")},
+    "cc3m": {"train": ('"a dog" runs', str(CRC)), "val": ("a dog", str(CRC))},
+    "cc12m": {"train": ("a dog", str(CRC))},
+    "sbu": {"train": ("A dog.", "43_b0.jpg")},
+    "coco": {
+        "train": ("image 1", "COCO_val2014_000000000001.jpg"),
+        "val": ("image 3", "COCO_val2014_000000000003.jpg"),
+        "test": ("image 0", "COCO_val2014_000000000000.jpg"),
+    },
+    "visual_genome": {"train": ("a dog|green grass", "1")},
+}
+UNCOUNTED = ("webvid_2m", "webvid_10m", "hvu")  # no exact count is published
+MALFORMED = [
+    ("hvu", {"HVU_Val_V1.0.csv": HVU.replace("1.5", "x")}, "Val_V1.0.csv:2: field 'time_start' mu"),
+    ("lsmdc", {"LSMDC16_annos_val.csv": "a\tb\n"}, "LSMDC16_annos_val.csv:1: must have 6 fields"),
+    ("cc12m", {"cc12m.tsv": "x\ty\tz\n"}, "cc12m.tsv:1: must have 2 fields"),
+    ("webvid_2m", {"results_2M_val.csv": "videoid,name\n"}, "val.csv:1: column 'page_dir' is mis"),
+    (
+        "sbu",
+        {"sbu-captions-all.json": {"image_urls": ["x"], "captions": []}},
+        "1 image_urls but 0 captions",
+    ),
+    ("coco", {"dataset_coco.json": {"images": [{}]}}, r"images\[0\]: field 'split' is missing"),
+    ("visual_genome", {"region_descriptions.json": [{"id": 1}]}, r"\[0\]: field 'regions' is mis"),
+    ("ssv2_label", {"ssv2_ret_label_train.json": [{"caption": "a"}]}, r"\[0\]: field 'image' is m"),
+]
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_published_files_are_read(manual_dir, read_back, name):
+    splits = read_back(name, manual_dir(FILES[name], MEDIA[name]))
+    for split, (captions, match_id) in STORED[name].items():
+        first = splits[split][0]
+        assert "|".join(first.captions) == captions and first.match_id == match_id
+        assert first.media_type == ("video" if "videos" in MEDIA[name][0] else "image")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in UNCOUNTED])
+def test_other_counts_are_refused(tmp_path, manual_dir, name):
+    with pytest.raises(ValueError, match=f"{name}: split 'train' has .* published are"):
+        prepare(name, tmp_path, manual_dir=manual_dir(FILES[name], MEDIA[name]))
+
+
+@pytest.mark.parametrize(("name", "changed", "message"), MALFORMED)
+def test_malformed_entries_are_named(tmp_path, manual_dir, name, changed, message):
+    folder = manual_dir(FILES[name] | changed, MEDIA[name])
+    with pytest.raises(ValueError, match=message):
+        prepare(name, tmp_path / "data", manual_dir=folder, allow_other_counts=True)
+
+
+def test_hvu_tags_are_labels(manual_dir, read_back):
+    [example] = read_back("hvu", manual_dir(FILES["hvu"], MEDIA["hvu"]))["val"]
+    assert example.labels == ["dog", "grass"]
+
+
+def test_rows_that_repeat_another_are_left_out(manual_dir, read_back, capfd):
+    table = WEBVID + WEBVID.splitlines(keepends=True)[1]
+    files = FILES["webvid_2m"] | {"results_2M_train.csv": table}
+    splits = read_back("webvid_2m", manual_dir(files, MEDIA["webvid_2m"]))
+    assert len(splits["train"]) == 1
+    assert "webvid_2m: left out 1 repeated annotations" in capfd.readouterr().err
+
+
+def test_clips_of_one_template_match_each_other(manual_dir, read_back):
+    name = "ssv2_template"
+    first, second = read_back(name, manual_dir(FILES[name], MEDIA[name]))["val"]
+    assert first.match_id == second.match_id and first.source == second.source
+
+
+def test_json_layout_with_captions_and_questions(tmp_path, manual_dir, read_folder):
+    entries = [
+        {"video": "v/1.mp4", "caption": "a dog"},
+        {"image": "2.jpg", "caption": ["a cat", "a black cat"]},
+        {"image": "2.jpg", "question": "what?", "answer": ["dog", "cat", "cat"], "question_id": 1},
+        {"video": "v/1.mp4", "question": "who?", "answer": "dog", "answer_type": "animal"},
+        {"video": "v/3.mp4", "caption": ["a cup", "a dog"], "answer": 1},
+    ]
+    folder = manual_dir({"train.json": entries}, ["v/1.mp4", "2.jpg", "v/3.mp4"])
+    options = {"name": "mine", "splits": {"train": folder / "train.json"}}
+    folder = prepare("json_layout", tmp_path / "data", manual_dir=folder, **options)
+    image, first, third = read_folder(folder)["train"]
+    assert image.captions == ["a cat", "a black cat"] and image.media_type == "image"
+    assert image.questions == [Question("what?", "cat", "")]
+    assert first.captions == ["a dog"] and first.questions == [Question("who?", "dog", "animal")]
+    assert third.questions == [Question("", "a dog", "multiple choice", ("a cup", "a dog"))]
+    assert folder.parent.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"video": "1.mp4"}, "field 'caption' is missing"),
+        ({"video": "1.mp4", "caption": 3}, "field 'caption' must be a list"),
+        ({"video": [3], "caption": "a"}, "field 'video' must hold texts only"),
+        ({"video": "1.mp4", "caption": ["a", "b"], "answer": 2}, "field 'answer' must be"),
+        ({"video": "1.mp4", "question": "q", "answer": []}, "field 'answer' is empty"),
+        ("text", "must be an object"),
+        (3, "must be an object"),
+    ],
+)
+def test_malformed_entries_of_the_json_layout_are_named(tmp_path, manual_dir, entry, message):
+    folder = manual_dir({"test.json": [entry]}, ["1.mp4"])
+    options = {"name": "mine", "splits": {"test": folder / "test.json"}}
+    with pytest.raises(ValueError, match=rf"test.json\[0\]: {message}"):
+        prepare("json_layout", tmp_path / "data", manual_dir=folder, **options)
+
+
+def test_json_layout_with_paragraphs_and_matching_captions(tmp_path, manual_dir, read_folder):
+    entries = [{"video": f"{number}.mp4", "caption": ["A dog.", "A cat."]} for number in (1, 2)]
+    folder = manual_dir({"val.json": entries}, ["1.mp4", "2.mp4"])
+    words = ["json_layout", "--name", "mine", "--split", f"val={folder / 'val.json'}"]
+    words += ["--manual-dir", str(folder), "--paragraphs", "--match-captions"]
+    name, options = parse_args([*words, "--data-dir", str(tmp_path / "data")])
+    examples = read_folder(prepare(name, **options))["val"]
+    assert [example.captions for example in examples] == [["A dog. A cat."]] * 2
+    assert {example.match_id for example in examples} == {"A dog. A cat."}
+
+
+def test_json_layout_arguments_are_checked(tmp_path):
+    for name, splits, message in (
+        ("mine", {}, "name at least one split"),
+        ("My data", {"train": "x"}, "'My data' must be letters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare("json_layout", tmp_path, name=name, splits=splits)
+    with pytest.raises(FileNotFoundError, match=r"mine: split 'train': .*x.json: no such file"):
+        prepare("json_layout", tmp_path, name="mine", splits={"train": tmp_path / "x.json"})
