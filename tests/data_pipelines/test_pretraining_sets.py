@@ -144,6 +144,12 @@ def test_malformed_entries_are_named(tmp_path, manual_dir, name, changed, messag
         prepare(name, tmp_path / "data", manual_dir=folder, allow_other_counts=True)
 
 
+def test_coco_restval_is_training(manual_dir, read_back):
+    splits = read_back("coco", manual_dir(FILES["coco"], MEDIA["coco"]))
+    assert [example.captions for example in splits["train"]] == [["image 1"], ["image 2"]]
+    assert len(splits["val"]) == len(splits["test"]) == 1
+
+
 def test_hvu_tags_are_labels(manual_dir, read_back):
     [example] = read_back("hvu", manual_dir(FILES["hvu"], MEDIA["hvu"]))["val"]
     assert example.labels == ["dog", "grass"]
