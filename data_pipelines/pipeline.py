@@ -177,6 +177,11 @@ def _endless_rows(maker: RowMaker, seed: int) -> grain.MapDataset[Row]:
         places = _question_places(source, data_dir)
         dataset, rows = grain.MapDataset.source(places), QuestionRows(records, maker)
     else:
+        if maker.config.task == "captions" and not len(records[0]["captions"]):
+            raise ValueError(
+                f"data set {source.name!r}: split {source.split!r} has no captions, so data.task "
+                "must be 'questions' or 'labels'"
+            )
         dataset, rows = grain.MapDataset.source(records), TrainRows(records, maker)
     return dataset.seed(seed).shuffle().repeat().random_map(rows)
 

@@ -168,7 +168,9 @@ class QuestionRows(grain.transforms.RandomMap):
 
 
 def _any_caption(record: dict, rng: np.random.Generator) -> bytes:
-    return record["captions"][rng.integers(len(record["captions"]))]
+    """One of the captions; empty if only labels or questions are known."""
+    captions = record["captions"]
+    return captions[rng.integers(len(captions))] if len(captions) else b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +187,8 @@ class EvalRows(grain.transforms.Map):
         if index >= len(self.records):
             return self.maker.padding()
         record = self.records[index]
-        said = Said(record["captions"][0], classes=record["labels"])
+        caption = next(iter(record["captions"]), b"")  # none if only labels or questions are known
+        said = Said(caption, classes=record["labels"])
         return self.maker.row(record, said, self.media_ids[index])
 
 

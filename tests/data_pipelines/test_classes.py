@@ -20,11 +20,8 @@ def test_texts_are_those_of_the_records_and_read_once(shapes_dir, monkeypatch):
         assert text.source == record["source"].decode()
         assert text.captions == [caption.decode() for caption in record["captions"]]
         assert text.labels == [label.decode() for label in record["labels"]]
-        fields = record["questions"]
-        asked = zip(fields["question"], fields["answer"], fields["kind"], strict=True)
-        assert [tuple(map(str.encode, dataclasses.astuple(q))) for q in text.questions] == list(
-            asked
-        )
+        assert [q.question.encode() for q in text.questions] == record["questions"]["question"]
+        assert text.questions == stored.questions_of(record)
 
     def refuse(*args):
         raise AssertionError("the media are read again")

@@ -1,9 +1,15 @@
 """MSR-VTT in the published formats, read through the real builders."""
 
+import dataclasses
+
 import pytest
 
+from data_pipelines.classes import classes_for
+from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.pipeline import eval_data, train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.records import Question
+from data_pipelines.stored import read_texts
 
 VIDEOS = [f"videos/video{number}.mp4" for number in (0, 1, 9770)]
 
@@ -68,6 +74,38 @@ def test_questions(manual_dir, read_back):
         Question("is it red?", "yes", "other"),
     ]
     assert splits["val"][0].captions == []
+
+
+def test_data_without_captions_train_on_questions_only(tmp_path, manual_dir, read_back):
+    entry = {"question": "what talks?", "answer": "man", "video_id": 0}
+    files = {f"{split}_qa.json": [entry] for split in ("train", "val", "test")}
+    read_back("msrvtt_qa", manual_dir(files, VIDEOS))
+    config = DataConfig(
+        train=(SourceConfig("msrvtt_qa"),),
+        eval=SourceConfig("msrvtt_qa", "test"),
+        data_dir=str(tmp_path / "data"),
+        batch_size=1,
+        eval_batch_size=1,
+        image_size=32,
+        task="questions",
+    )
+    classes = classes_for(config)
+    with train_batches(config, 0, seed=0, classes=classes) as batches:
+        assert next(batches).targets.tolist() == [[True]]
+    data = eval_data(config, classes)
+    assert data.questions.answers == ("man",) and data.texts.captions == ()
+    assert [batch.valid.tolist() for batch in data.batches()] == [[True]]
+    with pytest.raises(ValueError, match="data set 'msrvtt_qa': split 'train' has no captions"):
+        train_batches(dataclasses.replace(config, task="captions"), 0, seed=0)
+
+
+def test_options_survive_the_kept_texts(tmp_path, manual_dir, read_back):
+    entry = {"video": "video0.mp4", "caption": ["a cat", "a dog"], "answer": 1}
+    folder = manual_dir({"msrvtt_mc_test.json": [entry]}, VIDEOS)
+    [example] = read_back("msrvtt_mc", folder)["test"]
+    for _ in range(2):  # from the records, then from the file that keeps them
+        [texts] = read_texts(SourceConfig("msrvtt_mc", "test"), tmp_path / "data")
+        assert texts.questions == example.questions
 
 
 def test_multiple_choice(tmp_path, manual_dir, read_back):
