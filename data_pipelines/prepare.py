@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import importlib
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ _FLAGS_OF = {
     "match_captions": ("json_layout",),
     "manual_dir": (*PUBLISHED, "json_layout"),
     "allow_other_counts": tuple(PUBLISHED),
+    "beam_options": (*PUBLISHED, "json_layout"),
 }
 BUILDERS = {
     "shapes": "data_pipelines.builders.shapes:Shapes",
@@ -153,6 +155,12 @@ def _make_parser() -> argparse.ArgumentParser:
         "--allow-other-counts",
         action="store_true",
         help="published data sets: accept splits of another size than the published one",
+    )
+    parser.add_argument(
+        "--beam-options",
+        type=shlex.split,
+        metavar="OPTIONS",
+        help="read media in an Apache Beam pipeline, as in --beam-options='--runner=FlinkRunner'",
     )
     parser.add_argument("--name", help="manifest, json_layout: what to call the data set")
     parser.add_argument(

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from data_pipelines.builders import base
@@ -63,10 +63,18 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         *,
         manual_dir: str | pathlib.Path | None = None,
         allow_other_counts: bool = False,
+        beam_options: Sequence[str] | None = None,
         **kwargs,
     ):
-        """Args: `manual_dir` is the folder with the files; prepared data do not need it."""
+        """Args:
+        manual_dir: the folder with the files; prepared data do not need it.
+        allow_other_counts: report counts that are not the published ones, and go on.
+        beam_options: read the media in an Apache Beam pipeline with these options; its workers
+          must see `manual_dir` and `data_dir`.
+        **kwargs: those of all builders.
+        """
         super().__init__(**kwargs)
+        self.beam_options = beam_options
         self.manual_dir = manual_dir and pathlib.Path(manual_dir).expanduser()
         self.allow_other_counts = allow_other_counts
 
@@ -104,8 +112,11 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         """
         for split in self.published:
             self._check_counts(split)
-        media = MediaFolder(self._root() / self.media_folder, search=not self.exact_paths)
+        media = self._media()
         return {split: self._examples(split, media) for split in self.published}
+
+    def _media(self) -> MediaFolder:
+        return MediaFolder(self._root() / self.media_folder, search=not self.exact_paths)
 
     def _check_counts(self, split: str) -> None:
         found = dataclasses.asdict(count(self.annotations(split)))
@@ -121,6 +132,13 @@ class AnnotatedBuilder(base.VideoTextBuilder):
             print(f"{message}; allowed", file=sys.stderr)
 
     def _examples(self, split: str, media: MediaFolder) -> Iterator[Example | base.Skipped]:
+        for item in self._found(split, media):
+            yield item if isinstance(item, base.Skipped) else load(*item)
+
+    def _found(
+        self, split: str, media: MediaFolder
+    ) -> Iterator[tuple[Annotation, pathlib.Path] | base.Skipped]:
+        """What is to be stored, with its media file, and what is left out."""
         seen: set[int] = set()
         for annotation in self.annotations(split):
             # Without the source, the only field that differs between copies.
@@ -131,9 +149,11 @@ class AnnotatedBuilder(base.VideoTextBuilder):
             seen.add(key)
             annotation, dropped = clean(annotation, drop_repeats=split == "train")
             yield from dropped
-            yield self._example(annotation, media)
+            yield self._find(annotation, media)
 
-    def _example(self, annotation: Annotation, media: MediaFolder) -> Example | base.Skipped:
+    def _find(
+        self, annotation: Annotation, media: MediaFolder
+    ) -> tuple[Annotation, pathlib.Path] | base.Skipped:
         if not (annotation.captions or annotation.questions or annotation.labels):
             return base.Skipped(annotation.source, "without a caption")
         names = self.media_names(annotation)
@@ -141,23 +161,73 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         if path is None:
             detail = f"{media.root}: {' or '.join(names)}"
             return base.Skipped(annotation.source, "without a media file", detail)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            detail = f"{path}: {error.strerror}"
-            return base.Skipped(annotation.source, "without a readable media file", detail)
-        return self._fill(annotation, content)
+        media_type = annotation.media_type or self.media_type
+        return dataclasses.replace(annotation, media_type=media_type), path
 
-    def _fill(self, annotation: Annotation, media: bytes) -> Example:
-        return Example(
-            media=media,
-            media_type=annotation.media_type or self.media_type,
-            captions=annotation.captions,
-            match_id=annotation.match_id or annotation.media,
-            source=annotation.source,
-            questions=annotation.questions,
-            labels=annotation.labels,
-        )
+    def _split_generators(self, dl_manager) -> dict:
+        if self.beam_options is None:
+            return super()._split_generators(dl_manager)
+        from data_pipelines.builders import beam_steps
+
+        for split in self.published:
+            self._check_counts(split)
+        media = self._media()
+        self._choose_vocabulary_splits(self.published)
+        for split in self.published:
+            found = (self._note(item, split) for item in self._found(split, media))
+            if not beam_steps.write_tasks(self._tasks(split), filter(None, found)):
+                self._refuse_empty(split)
+        return {split: beam_steps.ReadMedia(self._tasks(split)) for split in self.published}
+
+    def _note(self, item: tuple | base.Skipped, split: str) -> tuple | None:
+        """The item itself, or None if it is skipped, which is noted."""
+        if isinstance(item, base.Skipped):
+            self._note_skipped(item, split)
+            return None
+        return item
+
+    def _tasks(self, split: str) -> pathlib.Path:
+        return pathlib.Path(self.data_path) / f"tasks_{split}.jsonl"
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        if self.beam_options is not None:
+            from apache_beam.options.pipeline_options import PipelineOptions
+
+            options = PipelineOptions(list(self.beam_options))
+            download_config = dataclasses.replace(download_config, beam_options=options)
+        super()._download_and_prepare(dl_manager, download_config)
+
+    def _after_generation(self) -> None:
+        """Notes what Beam's workers stored and skipped."""
+        if self.beam_options is None:
+            return
+        from data_pipelines.builders import beam_steps
+
+        for split in self.published:
+            stored = 0
+            for item in beam_steps.read_results(self._tasks(split)):
+                if self._note(item, split) is not None:
+                    self._note_texts(item, split)
+                    stored += 1
+            self._audit.num_stored[split] = stored
+
+
+def load(annotation: Annotation, path: pathlib.Path) -> Example | base.Skipped:
+    """The example of an annotation and its media file, or why it cannot be read."""
+    try:
+        media = path.read_bytes()
+    except OSError as error:
+        detail = f"{path}: {error.strerror}"
+        return base.Skipped(annotation.source, "without a readable media file", detail)
+    return Example(
+        media=media,
+        media_type=annotation.media_type,
+        captions=annotation.captions,
+        match_id=annotation.match_id or annotation.media,
+        source=annotation.source,
+        questions=annotation.questions,
+        labels=annotation.labels,
+    )
 
 
 def count(annotations: Iterable[Annotation]) -> Counts:

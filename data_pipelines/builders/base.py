@@ -71,24 +71,39 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
         splits = self.examples()
-        self._audit.vocabulary_splits = set(self.vocabulary_splits) & set(splits) or set(splits)
+        self._choose_vocabulary_splits(splits)
         return {name: self._generate_examples(name, split) for name, split in splits.items()}
 
     def _generate_examples(self, split: str, examples: Iterable[Example | Skipped]) -> Iterator:
         """Yields (key, features) of the good examples and notes the bad ones."""
         num_stored = 0
         for item in examples:
-            item = _check(item)
+            item = check(item)
             if isinstance(item, Skipped):
-                self._audit.skipped.append(dataclasses.replace(item, split=split))
+                self._note_skipped(item, split)
                 continue
-            if split in self._audit.vocabulary_splits:
-                self._audit.texts.update(dict.fromkeys(_texts(item)))
-            yield f"{num_stored:09d}", _to_features(item)
+            self._note_texts(item, split)
+            yield f"{num_stored:09d}", to_features(item)
             num_stored += 1
         self._audit.num_stored[split] = num_stored
         if num_stored == 0:
-            raise ValueError(f"{self.name}: split {split!r} has no usable example{self._why()}")
+            self._refuse_empty(split)
+
+    def _choose_vocabulary_splits(self, splits: Iterable[str]) -> None:
+        self._audit.vocabulary_splits = set(self.vocabulary_splits) & set(splits) or set(splits)
+
+    def _note_skipped(self, item: Skipped, split: str) -> None:
+        self._audit.skipped.append(dataclasses.replace(item, split=split))
+
+    def _note_texts(self, item: Example, split: str) -> None:
+        if split in self._audit.vocabulary_splits:
+            self._audit.texts.update(dict.fromkeys(_texts(item)))
+
+    def _refuse_empty(self, split: str) -> None:
+        raise ValueError(f"{self.name}: split {split!r} has no usable example{self._why()}")
+
+    def _after_generation(self) -> None:
+        """For builders whose examples are not made in this process: completes the audit."""
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         # TFDS calls this with `data_path` set to a temporary folder, which it renames only when
@@ -96,6 +111,7 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._audit = _Audit()
         tfds.display_progress_bar(sys.stderr.isatty())
         super()._download_and_prepare(dl_manager, download_config)
+        self._after_generation()
         self._check_bad_ratio()
         vocabulary = tokenize.train_vocabulary(list(self._audit.texts), VOCABULARY_SIZE)
         folder = pathlib.Path(self.data_path)
@@ -170,7 +186,7 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-def _check(item: Example | Skipped) -> Example | Skipped:
+def check(item: Example | Skipped) -> Example | Skipped:
     """The example itself if it can be used, else why it cannot."""
     if isinstance(item, Skipped):
         return item
@@ -185,7 +201,7 @@ def _check(item: Example | Skipped) -> Example | Skipped:
     return item
 
 
-def _to_features(example: Example) -> dict:
+def to_features(example: Example) -> dict:
     """One example as the nested dict that `_features` describes."""
     features = {key.name: getattr(example, key.name) for key in dataclasses.fields(example)}
     features["captions"] = list(example.captions)
