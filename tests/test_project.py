@@ -57,7 +57,12 @@ ALLOWED = {  # module, or package -> what of ours it may import
     "vlmae.cli": ("vlmae", "data_pipelines"),
     "vlmae.evaluate": ("vlmae", "data_pipelines"),
     "vlmae.explain": ("vlmae", "data_pipelines"),
-    "vlmae.evaluators": ("vlmae", "data_pipelines.records", "data_pipelines.pipeline"),
+    "vlmae.evaluators": (
+        "vlmae",
+        "data_pipelines.records",
+        "data_pipelines.classes",
+        "data_pipelines.pipeline",
+    ),
     "experiments": ("experiments", "vlmae", "data_pipelines"),
 }
 
