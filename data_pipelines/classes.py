@@ -26,6 +26,11 @@ class Classes:
         """All of them, in their order."""
         return tuple(self.counts)
 
+    @property
+    def numbers(self) -> dict[bytes, int]:
+        """The number of every class, by its name as it stands in records."""
+        return {name.encode(): i for i, name in enumerate(self.counts)}
+
     def most_frequent(self, kind: str) -> str:
         """The most frequent answer to questions of a kind: what a blind guess would say."""
         return max(self.counts, key=lambda name: self.counts[name].get(kind, 0))

@@ -47,11 +47,13 @@ class DataConfig:
     text_len: int = 32
     """Tokens of a caption with [CLS] and [SEP]; longer captions are cut."""
     num_others: int = 0
-    """Captions of other clips of the source that come with each training clip, as wrong options of
-    multiple choice modeling; 0: it takes them from the batch."""
-    task: Literal["captions", "questions", "labels"] = "captions"
-    """What a row is about: a caption; a question, whose answer is a class; or a caption and labels,
-    which are classes."""
+    """Wrong options that come with each training clip for multiple choice modeling: captions of
+    other clips of the source, or those of the question; 0: it takes captions from the batch."""
+    task: Literal["captions", "questions", "options", "labels"] = "captions"
+    """What a row is about: a caption; a question, whose answer is a class; a question with the
+    right option, and `num_others` wrong ones; or a caption and labels, which are classes."""
+    answer_len: int = 0
+    """Tokens of an answer with [CLS] and [SEP], for those who decode it; 0: none are made."""
     classes: str = ""
     """JSON file of classes; empty: the answers or labels of the training sources."""
     max_classes: int = 0
@@ -72,11 +74,11 @@ class DataConfig:
         for name in ("batch_size", "eval_batch_size", "image_size"):
             check(getattr(self, name) >= 1, f"data.{name} must be at least 1")
         check(self.text_len >= 3, f"data.text_len must be at least 3, not {self.text_len}")
-        for name in ("num_workers", "num_others", "max_classes"):
+        for name in ("num_workers", "num_others", "max_classes", "answer_len"):
             check(getattr(self, name) >= 0, f"data.{name} must not be negative")
         check(
-            self.task == "captions" or not self.num_others,
-            f"data.num_others={self.num_others} needs data.task=captions, not {self.task}",
+            self.task in ("captions", "options") or not self.num_others,
+            f"data.num_others={self.num_others} needs data.task=captions or options",
         )
         for name in ("min_crop_scale", "max_bad_ratio"):
             value = getattr(self, name)

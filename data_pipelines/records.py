@@ -24,6 +24,10 @@ class Question:
     kind: str
     options: tuple[str, ...] = ()
 
+    def text_of(self, option: str) -> str:
+        """What a model reads of one option: the question, if there is one, and the option."""
+        return f"{self.question} {option}".strip()
+
 
 @dataclass(frozen=True)
 class Example:
@@ -54,6 +58,8 @@ class Batch(NamedTuple):
     other_ids: Int32[Array, "b o l"] | None = None  # captions that are wrong for the row
     other_mask: Bool[Array, "b o l"] | None = None  # all False: none was found
     targets: Bool[Array, "b c"] | None = None  # the classes (answers, labels) that are right
+    answer_ids: Int32[Array, "b a"] | None = None  # the answer, for those who decode it
+    answer_mask: Bool[Array, "b a"] | None = None
 
 
 class Texts(NamedTuple):
@@ -65,8 +71,22 @@ class Texts(NamedTuple):
     captions: tuple[str, ...]
 
 
+class Choices(NamedTuple):
+    """Multiple-choice questions: the texts of their options, one of them right.
+
+    An option without a valid token is none: it fills up a question of fewer options.
+    """
+
+    option_ids: Int32[np.ndarray, "q c l"]
+    option_mask: Bool[np.ndarray, "q c l"]
+    answer: Int32[np.ndarray, " q"]  # the place of the right one
+    media_ids: Int32[np.ndarray, " q"]
+    kinds: tuple[str, ...]
+    skipped: int = 0  # questions that cannot be asked
+
+
 class Questions(NamedTuple):
-    """Every question of an evaluation split, with its right answer and its kind."""
+    """Every open question of an evaluation split, with its right answer and its kind."""
 
     texts: Texts  # the questions
     answers: tuple[str, ...]

@@ -13,6 +13,8 @@ from jaxtyping import Int32, UInt8
 
 from data_pipelines import decode, sampling, transforms
 from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.records import Question
+from data_pipelines.stored import questions_of
 from data_pipelines.tokenize import Tokenizer
 
 NO_MATCH = -1  # the media id of rows that are padding
@@ -52,7 +54,7 @@ class Said(NamedTuple):
     """What one row says about its clip."""
 
     text: bytes
-    others: Sequence[bytes] = ()  # captions of other clips
+    others: Sequence[bytes] = ()  # captions of other clips, or wrong options
     classes: Sequence[bytes] = ()  # the right answers or labels
 
 
@@ -108,6 +110,10 @@ class RowMaker:
             row["targets"] = np.zeros(len(self.classes), bool)
             known = [self.classes[name] for name in said.classes if name in self.classes]
             row["targets"][known] = True
+        if self.config.answer_len:
+            answer = next(iter(said.classes), b"").decode()
+            ids, mask = self.tokenizer.encode([answer], self.config.answer_len)
+            row |= {"answer_ids": ids[0], "answer_mask": mask[0]}
         return row
 
     def _view(self, video: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
@@ -162,9 +168,17 @@ class QuestionRows(grain.transforms.RandomMap):
     def random_map(self, place: tuple[int, int], rng: np.random.Generator) -> Row:
         """All randomness comes from `rng`, which grain derives from seed and place."""
         record = self.records[place[0]]
-        question, answer = (record["questions"][name][place[1]] for name in ("question", "answer"))
-        said = Said(question, classes=[answer])
+        item = questions_of(record)[place[1]]
+        if self.maker.config.task == "options":
+            said = Said(item.text_of(item.answer).encode(), wrong_options(item))
+        else:
+            said = Said(item.question.encode(), classes=[item.answer.encode()])
         return self.maker.row(record, said, match_hash(record["match_id"]), rng)
+
+
+def wrong_options(item: Question) -> list[bytes]:
+    """The texts of all options but the answer."""
+    return [item.text_of(option).encode() for option in item.options if option != item.answer]
 
 
 def _any_caption(record: dict, rng: np.random.Generator) -> bytes:

@@ -61,7 +61,7 @@ ALLOWED = {  # module, or package -> what of ours it may import
         "vlmae",
         "data_pipelines.records",
         "data_pipelines.classes",
-        "data_pipelines.pipeline",
+        "data_pipelines.evaluation",
     ),
     "experiments": ("experiments", "vlmae", "data_pipelines"),
 }

@@ -11,7 +11,8 @@ import tyro
 from jaxtyping import PyTree
 
 from data_pipelines.classes import Classes, classes_for
-from data_pipelines.pipeline import eval_data, train_batches
+from data_pipelines.evaluation import eval_data
+from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.stored import open_source, tokenizer_for
 from data_pipelines.tokenize import Tokenizer

@@ -30,7 +30,10 @@ class ObjectivesConfig:
     mcm: float = 0.0
     """Multiple choice modeling: the true caption among others (MuLTI)."""
     answer: float = 0.0
-    """Question answering: the right class of all answers (MuLTI); the text is the question."""
+    """Question answering; the text is the question."""
+    answer_kind: Literal["classifier", "decoder"] = "classifier"
+    """classifier: one class for each answer (MuLTI); decoder: the answer word by word, and the
+    answers of the classes ranked by their probability (SMAUG)."""
     label: float = 0.0
     """Multi-label classification: every class on its own (MuLTI)."""
     mlm_ratio: float = 0.5
@@ -151,16 +154,31 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Zero-shot retrieval and multiple choice on the evaluation split."""
+    """What is asked about the evaluation split, and how it is reported."""
 
+    answers_top_k: int = 128
+    """Answers that the decoder scores whole: those whose first word is the likeliest."""
     rerank_top_k: int = 0
     """Candidates of each query that the matching head scores again; 0 ranks by VTC alone."""
     choices: int = 0
-    """Options of the multiple-choice questions about each caption's clip; 0 asks none."""
+    """Options of multiple-choice questions: those of the split, or else each caption among others;
+    0 asks none."""
+    frame_ensemble: Literal["concat", "mean", "max", "lse"] = "concat"
+    """How the matching head reads the frames of a clip: all together, or one by one, with the mean,
+    the maximum or the log-sum-exp of their scores."""
+    dual_softmax: bool = False
+    """Report retrieval with dual softmax too, apart, because it uses the whole test set."""
+    resamples: int = 1000
+    """Bootstrap resamples behind the confidence intervals."""
+    pictures: int = 8
+    """Queries or questions on each page of pictures; 0 draws none."""
 
     def __post_init__(self):
         check(self.rerank_top_k >= 0, "evaluation.rerank_top_k must not be negative")
         check(self.choices == 0 or self.choices >= 2, "evaluation.choices must be 0 or at least 2")
+        check(self.answers_top_k >= 1, "evaluation.answers_top_k must be at least 1")
+        check(self.resamples >= 1, "evaluation.resamples must be at least 1")
+        check(self.pictures >= 0, "evaluation.pictures must not be negative")
 
 
 @dataclass(frozen=True)
@@ -208,6 +226,12 @@ class ExperimentConfig:
                 not getattr(self.objectives, name) or self.data.task == task,
                 f"objectives.{name} needs data.task={task}, not {self.data.task}",
             )
+        decodes = self.objectives.answer > 0 and self.objectives.answer_kind == "decoder"
+        check(
+            decodes == (self.data.answer_len > 0),
+            f"data.answer_len={self.data.answer_len}: it must be positive if, and only if, "
+            "objectives.answer_kind=decoder is trained",
+        )
         mask = self.model.video.mask
         check(
             not self.objectives.mvm or (mask.scheme != "none" and mask.ratio > 0),

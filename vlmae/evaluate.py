@@ -5,7 +5,7 @@ python -m vlmae.evaluate WORKDIR [--split val] [--rerank-top-k 16]
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from data_pipelines.classes import CLASSES_FILE, classes_for
-from data_pipelines.pipeline import EvalData, eval_data
+from data_pipelines.evaluation import EvalData, eval_data
+from vlmae.analysis.page import draw_page, spread
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
 from vlmae.command import run_command
@@ -23,12 +24,19 @@ from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.labels import evaluate_labels, format_labels
 from vlmae.evaluators.multiple_choice import evaluate_multiple_choice, format_choices
 from vlmae.evaluators.question_answering import evaluate_answers, format_answers
+from vlmae.evaluators.result import Result
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_retrieval
 from vlmae.files import write_whole
 from vlmae.models.video_language import build_model
 from vlmae.sharding import check_batch_size, make_mesh
 
 PICTURED_CLIPS = 4
+TABLES: dict[str, Callable[[dict[str, float]], str]] = {
+    "retrieval": format_retrieval,
+    "multiple_choice": format_choices,
+    "answers": format_answers,
+    "labels": format_labels,
+}
 
 
 def evaluate(
@@ -41,8 +49,8 @@ def evaluate(
     """Evaluates what the objectives trained, and writes it to `out_dir`.
 
     With VTC `retrieval`, if the config asks for choices `multiple_choice`, with questions
-    `answers`, with labels `labels`: each a `.json` and a `.md`. The last two write what was
-    predicted as well, a JSON line each. With MVM: `reconstruction.png`.
+    `answers`, with labels `labels`: each a `.json` (metrics, confidence intervals), a `.md` (a
+    table), a `.jsonl` (predictions) and a `.png` (some of them). With MVM: `reconstruction.png`.
 
     Returns:
       Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
@@ -51,49 +59,48 @@ def evaluate(
     if config.objectives.mvm:
         picture_first_clips(config, params, data, out_dir / "reconstruction.png")
     trained = Trained(build_model(config), params, mesh, config.data.eval_batch_size)
-    objectives, evaluation = config.objectives, config.evaluation
     metrics = {}
-    if objectives.label:
-        labels = evaluate_labels(trained, data)
-        metrics |= report(out_dir, "labels", labels.metrics, format_labels)
-        write_predictions(out_dir / "label_predictions.jsonl", labels.predictions)
-    fused = bool(evaluation.rerank_top_k or evaluation.choices or objectives.answer)
-    if not (objectives.vtc or evaluation.choices or objectives.answer):
-        return metrics
-    clips = encode_clips(trained, data, embed=objectives.vtc > 0, keep_features=fused)
-    if objectives.vtc:
-        top_k = evaluation.rerank_top_k
-        result = evaluate_retrieval(trained, data, clips, rerank_top_k=top_k).metrics
-        metrics |= report(out_dir, "retrieval", result, format_retrieval)
-    if evaluation.choices:
-        result = evaluate_multiple_choice(
-            trained, data, clips, num_options=evaluation.choices, objectives=objectives
-        )
-        metrics |= report(out_dir, "multiple_choice", result, format_choices)
-    if objectives.answer:
-        answers = evaluate_answers(trained, data, clips)
-        metrics |= report(out_dir, "answers", answers.metrics, format_answers)
-        write_predictions(out_dir / "answer_predictions.jsonl", answers.predictions)
+    for name, result in run_evaluators(config, trained, data):
+        write_result(out_dir, name, result)
+        if config.evaluation.pictures:
+            items = [result.items[i] for i in spread(len(result.items), config.evaluation.pictures)]
+            draw_page(items, data.clip).save(out_dir / f"{name}.png")
+        metrics |= {f"{name}/{key}": value for key, value in result.metrics.items()}
     return metrics
 
 
-def report(
-    out_dir: Path, name: str, metrics: dict[str, float], table: Callable[[dict], str]
-) -> dict[str, float]:
-    """Writes NAME.json and NAME.md, and returns the metrics with "NAME/" before their names."""
-    write_whole(out_dir / f"{name}.json", json.dumps(metrics, indent=2) + "\n")
-    write_whole(out_dir / f"{name}.md", table(metrics) + "\n")
-    return {f"{name}/{key}": value for key, value in metrics.items()}
+def run_evaluators(
+    config: ExperimentConfig, trained: Trained, data: EvalData
+) -> Iterator[tuple[str, Result]]:
+    """What the config asks for, one after the other; clips are encoded once for all."""
+    objectives, evaluation = config.objectives, config.evaluation
+    if objectives.label:
+        yield "labels", evaluate_labels(trained, data, evaluation)
+    fuses = bool(evaluation.rerank_top_k or evaluation.choices or objectives.answer)
+    if not (objectives.vtc or fuses):
+        return
+    clips = encode_clips(trained, data, embed=objectives.vtc > 0, keep_features=fuses)
+    if objectives.vtc:
+        yield "retrieval", evaluate_retrieval(trained, data, clips, evaluation)
+    if evaluation.choices:
+        result = evaluate_multiple_choice(trained, data, clips, evaluation, objectives)
+        yield "multiple_choice", result
+    if objectives.answer:
+        yield "answers", evaluate_answers(trained, data, clips, evaluation, objectives)
 
 
-def write_predictions(path: Path, predictions: Sequence[dict]) -> None:
-    """One JSON object a line."""
-    write_whole(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in predictions))
+def write_result(out_dir: Path, name: str, result: Result) -> None:
+    """NAME.json with metrics and intervals, NAME.md with a table, NAME.jsonl with predictions."""
+    values = result.metrics | {"intervals": result.intervals}
+    write_whole(out_dir / f"{name}.json", json.dumps(values, indent=2) + "\n")
+    write_whole(out_dir / f"{name}.md", TABLES[name](result.metrics) + "\n")
+    lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in result.predictions]
+    write_whole(out_dir / f"{name}.jsonl", "".join(lines))
 
 
 def print_tables(out_dir: Path) -> None:
     """The tables that `evaluate` wrote."""
-    for name in ("retrieval", "multiple_choice", "answers", "labels"):
+    for name in TABLES:
         path = out_dir / f"{name}.md"
         if path.is_file():
             print(path.read_text())

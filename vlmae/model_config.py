@@ -250,6 +250,8 @@ class ModelConfig:
     pixel_decoder: PixelDecoderConfig = PixelDecoderConfig()
     embed_dim: int = 256
     """Width of the shared space in which videos and texts are compared."""
+    answer_depth: int = 3
+    """Layers of the decoder of answers."""
     num_classes: int = 0
     """Answers or labels that the classifier tells apart; 0 takes those of the data at the start."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -16,6 +16,7 @@ from vlmae.masking import PatchMask, mask_from_noise, mask_noise
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel
+from vlmae.scoring import answer_log_probs, choice_logits
 
 
 class Features(NamedTuple):
@@ -202,29 +203,6 @@ def mcm(
     )
 
 
-def choice_logits(
-    model: VideoLanguageModel,
-    options: choices.Caption,
-    video: VideoFeatures,
-    config: ObjectivesConfig,
-) -> Float[Array, "b c"]:
-    """Which of its options describes each clip, by the head of MCM."""
-    count = options.ids.shape[1]
-    if config.mcm_kind == "score":
-        scores = model.choose(each_option(model, options, video), 1)
-        return rearrange(scores, "(b c) 1 -> b c", c=count)
-    question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
-    return model.choose(model.fuse(model.encode_text(*question), video), count)
-
-
-def each_option(
-    model: VideoLanguageModel, options: choices.Caption, video: VideoFeatures
-) -> Float[Array, "f q d"]:
-    """Every option fused with its clip on its own, the options of a clip one after the other."""
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, options.ids.shape[1], axis=0), video)
-    return model.fuse(model.encode_text(*choices.fold(options)), repeated)
-
-
 def draw_options(
     batch: Batch, key: Key[Array, ""], config: ObjectivesConfig
 ) -> tuple[choices.Caption, Int[Array, " b"], Bool[Array, " b"]]:
@@ -254,12 +232,21 @@ def answer(
     config: ObjectivesConfig,
     shards: int = 1,
 ) -> Loss:
-    """Open-ended question answering as classification: cross-entropy over all answers (MuLTI).
+    """Open-ended question answering, by a classifier or by a decoder (`answer_kind`)."""
+    fused = model.fuse(features.text, features.video)
+    if config.answer_kind == "decoder":
+        answers = choices.Caption(batch.answer_ids, batch.answer_mask)
+        log_p = answer_log_probs(model, answers, features.text, fused)
+        return Loss(-losses.masked_mean(log_p, batch.valid), {})
+    return _classify_answer(model.classify(fused), batch)
+
+
+def _classify_answer(logits: Float[Array, "b c"], batch: Batch) -> Loss:
+    """Cross-entropy over all answers (MuLTI).
 
     A question whose answer is no class is not asked; `answer/asked_ratio` is the share of the
     others.
     """
-    logits = model.classify(model.fuse(features.text, features.video))
     right, asked = batch.targets.argmax(axis=1), batch.targets.any(axis=1) & batch.valid
     correct = (logits.argmax(axis=-1) == right).astype(jnp.float32)
     return Loss(

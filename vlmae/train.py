@@ -160,6 +160,8 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
         media_ids=jnp.arange(2, dtype="int32"),
         valid=jnp.ones(2, bool),
         targets=jnp.zeros((2, config.model.num_classes), bool),
+        answer_ids=jnp.zeros((2, config.data.answer_len), "int32"),
+        answer_mask=jnp.ones((2, config.data.answer_len), bool),
     )
     return functools.partial(
         init_state,

@@ -6,7 +6,8 @@ import pytest
 
 from data_pipelines.classes import classes_for
 from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.pipeline import eval_data, train_batches
+from data_pipelines.evaluation import eval_data
+from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.records import Question
 from data_pipelines.stored import read_texts

@@ -11,7 +11,8 @@ from data_pipelines import decode, rows
 from data_pipelines.builders import base
 from data_pipelines.classes import Classes, classes_for
 from data_pipelines.config import SourceConfig
-from data_pipelines.pipeline import eval_data, train_batches
+from data_pipelines.evaluation import eval_data
+from data_pipelines.pipeline import train_batches
 from data_pipelines.records import Batch, Example
 from data_pipelines.stored import open_source, read_texts, tokenizer_for
 

@@ -18,12 +18,13 @@ import tiny_experiment
 from helpers import randomize
 from jaxtyping import PyTree
 
-from data_pipelines.pipeline import EvalData, eval_data, train_batches
+from data_pipelines.evaluation import EvalData, eval_data
+from data_pipelines.pipeline import train_batches
 from data_pipelines.records import Batch
 from data_pipelines.stored import tokenizer_for
 from vlmae.checkpoint import Checkpoints
 from vlmae.cli import with_vocabulary
-from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config import EvaluationConfig, ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate_workdir
 from vlmae.evaluators.encode import Trained, encode_clips
@@ -106,7 +107,7 @@ def evaluate(config: ExperimentConfig, params: PyTree, mesh: jax.sharding.Mesh, 
     model = build_model(config)
     trained = Trained(model, params, mesh, 8)
     clips = encode_clips(trained, data, keep_features=True)
-    return evaluate_retrieval(trained, data, clips, rerank_top_k=3).metrics
+    return evaluate_retrieval(trained, data, clips, EvaluationConfig(rerank_top_k=3)).metrics
 
 
 def scoped_losses(config: ExperimentConfig, mesh: jax.sharding.Mesh, parts: int) -> dict:

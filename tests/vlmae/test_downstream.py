@@ -8,22 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SMALL, init_params, random_batch, randomize
+from helpers import CLS, SEP, SMALL, init_params, random_batch, randomize
 
 from data_pipelines.classes import Classes
-from data_pipelines.pipeline import EvalData
+from data_pipelines.evaluation import EvalData
 from data_pipelines.records import Batch, Questions, Texts
 from vlmae import objectives
+from vlmae.choices import Caption
 from vlmae.cli import main, with_classes, with_source_tokenizer
-from vlmae.config import MeshConfig
+from vlmae.config import EvaluationConfig, MeshConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate_workdir
 from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.labels import evaluate_labels, format_labels
 from vlmae.evaluators.question_answering import evaluate_answers, format_answers
 from vlmae.models.video_language import build_model
+from vlmae.scoring import rank_answers
 from vlmae.sharding import make_mesh
 
+NAMES = tuple(f"clip{i}.mp4" for i in range(6))
 CLASSES = Classes({"red": {"color": 3}, "blue": {"color": 2}, "left": {"way": 3}, "never": {}})
 OFF = {f"objectives.{name}": 0.0 for name in ("vtc", "vtm", "mlm", "mvm")}
 ANSWER = override(
@@ -98,13 +101,99 @@ def test_the_text_and_the_clip_both_count():
         assert differs.tolist() == [False, False, True, False, False, False], name
 
 
+DECODE = override(
+    unmasked(ANSWER),
+    {"objectives.answer_kind": "decoder", "data.answer_len": 5, "model.answer_depth": 2},
+)
+ANSWERS = Caption(
+    np.array(
+        [[CLS, 9, SEP, 0, 0], [CLS, 9, 12, SEP, 0], [CLS, 20, 9, 30, SEP], [CLS, 5, SEP, 0, 0]],
+        np.int32,
+    ),
+    np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool),
+)
+
+
+def decoded_batch() -> Batch:
+    rows = np.array([0, 2, 1, 3, 3, 0])
+    batch = batch_of(TARGETS, np.array([1, 1, 1, 0, 1, 1], bool))
+    return batch._replace(
+        answer_ids=jnp.asarray(ANSWERS.ids[rows]), answer_mask=jnp.asarray(ANSWERS.mask[rows])
+    )
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    """Model and parameters, and the log-probability of each answer for each row, word by word."""
+    batch, model = decoded_batch(), build_model(DECODE)
+    params = randomize(init_params(model, batch, DECODE.objectives))
+
+    @jax.jit
+    def next_word(ids):
+        """The distribution after the words so far; the same words for every row."""
+
+        def run(model):
+            text = model.encode_text(batch.text_ids, batch.text_mask)
+            fused = model.fuse(text, model.encode_video(batch.video))
+            return jax.nn.log_softmax(model.decode_answer(ids, text, fused)[:, -1])
+
+        return model.apply({"params": params}, method=run)
+
+    table = np.zeros((6, 4))
+    for column, (ids, mask) in enumerate(zip(*ANSWERS, strict=True)):
+        for place in range(1, mask.sum()):
+            table[:, column] += next_word(np.tile(ids[:place], (6, 1)))[:, ids[place]]
+    return model, params, table
+
+
+def test_decoding_is_trained_on_whole_answers(decoder):
+    model, params, table = decoder
+    batch = decoded_batch()
+
+    @jax.jit
+    def compute(params):
+        def loss(model):
+            key = jax.random.key(0)
+            return objectives.compute_losses(model, batch, key, DECODE.objectives).value
+
+        return model.apply({"params": params}, method=loss)
+
+    said = [0, 2, 1, 3, 3, 0]
+    expected = -np.mean([table[row, said[row]] for row in (0, 1, 2, 4, 5)])  # row 3 is padding
+    assert compute(params) == pytest.approx(expected, 1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, 128])
+def test_ranked_answers_have_their_probability(decoder, top_k):
+    """With all answers it is exhaustive; else those with the likeliest first words are scored."""
+    model, params, table = decoder
+    batch = decoded_batch()
+
+    @jax.jit
+    def rank(params):
+        def run(model):
+            text = model.encode_text(batch.text_ids, batch.text_mask)
+            video = model.encode_video(batch.video)
+            first = model.decode_answer(jnp.full((6, 1), CLS), text, model.fuse(text, video))
+            answers = Caption(*map(jnp.asarray, ANSWERS))
+            return rank_answers(model, answers, text, video, top_k), first[:, 0]
+
+        return model.apply({"params": params}, method=run)
+
+    scores, first = map(np.asarray, rank(params))
+    for row in range(6):
+        chosen = np.argsort(-first[row, ANSWERS.ids[:, 1]], kind="stable")[:top_k]
+        np.testing.assert_allclose(scores[row, chosen], table[row, chosen], rtol=1e-4)
+        assert (np.delete(scores[row], chosen) < -1e8).all()
+
+
 class Clips(EvalData):
     """Six clips in batches of four; the fifth cannot be decoded."""
 
     def __init__(self, questions: Questions | None):
         batch = random_batch(6)
         texts = Texts(*(np.asarray(x) for x in batch[1:4]), tuple(f"text {i}" for i in range(6)))
-        super().__init__(6, texts.media_ids, ("",) * 6, texts, questions, CLASSES, None, None)
+        super().__init__(6, texts.media_ids, NAMES, texts, questions, None, CLASSES, None, None)
         self.rows = jax.tree.map(np.asarray, batch_of(TARGETS))
 
     def batches(self) -> Iterator[Batch]:
@@ -134,7 +223,8 @@ def answered():
         for batch_size in (3, 16):
             trained = Trained(model, params, mesh, batch_size)
             clips = encode_clips(trained, data, embed=False, keep_features=True)
-            results.append(evaluate_answers(trained, data, clips))
+            asked = (EvaluationConfig(resamples=50), config.objectives)
+            results.append(evaluate_answers(trained, data, clips, *asked))
 
     @jax.jit
     def alone(ids, mask, video):
@@ -185,7 +275,8 @@ def test_labels_of_usable_clips():
     params, _, logits = run(config, batch_of(TARGETS))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        result = evaluate_labels(Trained(build_model(config), params, mesh, 4), Clips(None))
+        trained = Trained(build_model(config), params, mesh, 4)
+        result = evaluate_labels(trained, Clips(None), EvaluationConfig(resamples=50))
     used = [0, 1, 2, 3, 5]
     for item, row in zip(result.predictions, used, strict=True):
         assert list(item["predicted"]) == [CLASSES.names[i] for i in np.argsort(-logits[row])]
@@ -217,11 +308,15 @@ def test_words_keep_their_numbers_when_parameters_are_taken_over():
     assert with_source_tokenizer(own) == own and with_source_tokenizer(ANSWER) == ANSWER
 
 
-@pytest.mark.parametrize("task", ["questions", "labels"])
+@pytest.mark.parametrize("task", ["questions", "decoded", "labels"])
 def test_a_run_and_its_evaluation_again(task, tiny_config, tmp_path, monkeypatch):
     """The whole path: pre-training's parameters, training, tables, predictions, once more."""
-    name, objective = {"questions": ("answers", "answer"), "labels": ("labels", "label")}[task]
+    name, objective = ("labels", "label") if task == "labels" else ("answers", "answer")
+    tiny_config = override(tiny_config, {"evaluation.resamples": 50})
     tuned = {**OFF, "data.task": task, f"objectives.{objective}": 1.0, "train.steps": 2}
+    if task == "decoded":
+        decoder = {"objectives.answer_kind": "decoder", "data.answer_len": 4}
+        tuned |= {"data.task": "questions", **decoder}
     for changes, workdir in (
         ({"train.steps": 1}, "pre"),
         ({**tuned, "train.init_from": str(tmp_path / "pre")}, "run"),
@@ -229,7 +324,9 @@ def test_a_run_and_its_evaluation_again(task, tiny_config, tmp_path, monkeypatch
         monkeypatch.setattr(sys, "argv", ["tiny", "--workdir", str(tmp_path / workdir)])
         main(lambda changes=changes: override(tiny_config, changes))
     first = json.loads((tmp_path / "run" / f"{name}.json").read_text())
-    predictions = (tmp_path / "run" / f"{objective}_predictions.jsonl").read_text().splitlines()
+    assert first.pop("intervals")
+    predictions = (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()
+    assert (tmp_path / "run" / f"{name}.png").stat().st_size > 1000
     count = {"answers": "num_questions", "labels": "num_clips"}[name]
     assert len(predictions) == first[count] > 0
     again = evaluate_workdir(tmp_path / "run")

@@ -8,7 +8,9 @@ from vlmae.evaluators.metrics import (
     accuracy_by_kind,
     average_precision,
     best_ranks,
+    bootstrap_interval,
     chance_recall,
+    dual_softmax,
     f1_scores,
     rerank,
     retrieval_metrics,
@@ -153,3 +155,28 @@ def test_accuracy_of_each_kind():
     right = np.array([1, 0, 0, 1, 1], bool)
     kinds = ("who", "what", "what", "what", "who")
     assert accuracy_by_kind(right, kinds) == {"what": pytest.approx(100 / 3), "who": 100}
+
+
+def test_bootstrap_of_single_queries_against_the_normal_interval():
+    """Of 400 independent queries, 30 % right: 1.96 standard errors to both sides."""
+    values = np.repeat([1.0, 0.0], [120, 280])
+    low, high = bootstrap_interval(values, np.arange(400), resamples=4000)
+    error = 1.96 * np.sqrt(0.3 * 0.7 / 400)
+    assert (low, high) == pytest.approx((0.3 - error, 0.3 + error), abs=0.004)
+
+
+def test_bootstrap_draws_whole_groups():
+    """Ten equal queries of a clip tell no more than one."""
+    values = np.repeat([1.0, 0.0], [12, 28])
+    alone = bootstrap_interval(values, np.arange(40), resamples=2000)
+    tenfold = bootstrap_interval(np.repeat(values, 10), np.repeat(np.arange(40), 10), 2000)
+    assert tenfold == pytest.approx(alone)
+    assert bootstrap_interval(np.ones(5), np.arange(5), 10) == (1, 1)
+
+
+def test_dual_softmax_prefers_what_nothing_else_wants():
+    scores = np.array([[0.5, 0.49], [0.9, 0.1]])  # both queries like item 0 best
+    assert scores.argmax(axis=1).tolist() == [0, 0]
+    assert dual_softmax(scores, 0.01).argmax(axis=1).tolist() == [1, 0]
+    weights = np.exp(scores / 0.5) / np.exp(scores / 0.5).sum(axis=0)
+    np.testing.assert_allclose(dual_softmax(scores, 0.5), scores * weights)

@@ -12,10 +12,11 @@ from torch_weights import (
     randomize,
     saved_weights,
 )
-from transformers import BertConfig, BertForMaskedLM, BertModel, BlipTextConfig
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertModel, BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from vlmae.model_config import FusionConfig, ModelConfig, TextEncoderConfig
+from vlmae.models.answer_decoder import AnswerDecoder
 from vlmae.models.fusion import CrossAttentionFusion
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
@@ -90,6 +91,35 @@ def test_fusion_layers_are_blip():
     fused = jax.jit(fusion.apply)({"params": params}, TextFeatures(text, MASK), features)
     expected = output.last_hidden_state.numpy()
     np.testing.assert_allclose(fused[MASK], expected[MASK], rtol=0, atol=TOLERANCE)
+
+
+def test_answer_decoder_is_berts():
+    """The logits of every word, with fused questions of different lengths."""
+    config = BertConfig(**THEIRS, is_decoder=True, add_cross_attention=True)
+    reference = torch_model(BertLMHeadModel, config)
+    fused = RNG.normal(size=(4, 9, 48)).astype(np.float32)
+    valid = np.arange(9) < np.array([[9], [4], [1], [6]])
+    with torch.no_grad():
+        expected = reference(
+            torch.tensor(IDS),
+            encoder_hidden_states=torch.tensor(fused),
+            encoder_attention_mask=torch.tensor(valid, dtype=torch.int64),
+        ).logits.numpy()
+    weights = saved_weights(reference)
+    transform = "cls.predictions.transform"
+    params = {
+        "embeddings": bert_embeddings(weights, "bert.embeddings"),
+        "word_transform": {
+            "dense": dense(weights, f"{transform}.dense"),
+            "norm": norm(weights, f"{transform}.LayerNorm"),
+        },
+        "word_bias": weights.pop("cls.predictions.bias"),
+        **blocks(bert_layer, weights, "bert.encoder.layer", DEPTH),
+    }
+    assert not weights, "every weight has its place"
+    decoder = AnswerDecoder(OURS, DEPTH)
+    ours = jax.jit(decoder.apply)({"params": params}, IDS, fused, valid.sum(axis=1))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_word_head_is_berts():

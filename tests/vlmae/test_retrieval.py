@@ -1,18 +1,20 @@
 """Retrieval with a tiny model: against scoring every pair alone, and whatever the batches are."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from helpers import CLS, FIRST_WORD, SEP, SMALL, VOCAB
 
-from data_pipelines.pipeline import EvalData
+from data_pipelines.evaluation import EvalData
 from data_pipelines.records import Batch, Texts
-from vlmae.config import MeshConfig
+from vlmae.config import EvaluationConfig, MeshConfig
 from vlmae.evaluators import metrics
 from vlmae.evaluators.encode import Trained, encode_clips, select_texts
-from vlmae.evaluators.retrieval import Retrieval, evaluate_retrieval, format_retrieval
+from vlmae.evaluators.result import Result
+from vlmae.evaluators.retrieval import evaluate_retrieval, format_retrieval, rank
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init
@@ -22,11 +24,14 @@ CLIP_IDS = np.array([0, 1, 2, 3, 3, 4, 5], "int32")  # two clips show the same
 TEXT_IDS = np.array([0, 0, 0, 1, 2, 3, 4, 5, 5], "int32")  # some clips have several captions
 
 
+NAMES = tuple(f"clip{i}.mp4" for i in range(len(CLIP_IDS)))
+
+
 class FakeData(EvalData):
     """Clips from memory, in batches of any size."""
 
     def __init__(self, video: np.ndarray, texts: Texts, batch_size: int, bad: tuple[int, ...] = ()):
-        super().__init__(len(video), CLIP_IDS, ("",) * len(video), texts, None, None, None, None)
+        super().__init__(len(video), CLIP_IDS, NAMES, texts, *[None] * 5)
         self.video, self.batch_size = video, batch_size
         self.bad = bad  # clips that cannot be decoded
 
@@ -70,11 +75,22 @@ def params(model) -> dict:
     return jax.tree.map(lambda x: 4 * x if x.ndim == 2 else x, values)
 
 
-def evaluate(model, params, data: FakeData, batch_size: int = 4, top_k: int = 0) -> Retrieval:
+class Evaluated(NamedTuple):
+    scores: np.ndarray  # text to video
+    metrics: dict[str, float]
+    result: Result
+
+
+def evaluate(
+    model, params, data: FakeData, batch_size: int = 4, top_k: int = 0, **changes
+) -> Evaluated:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     trained = Trained(model, params, mesh, batch_size)
     clips = encode_clips(trained, data, keep_features=top_k > 0)
-    return evaluate_retrieval(trained, data, clips, rerank_top_k=top_k)
+    config = EvaluationConfig(rerank_top_k=top_k, resamples=50, **changes)
+    result = evaluate_retrieval(trained, data, clips, config)
+    scores = rank(trained, select_texts(data.texts, clips.media_ids), clips, config)["t2v"].scores
+    return Evaluated(scores, result.metrics, result)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +192,61 @@ def test_table(model, params):
     assert lines[0].startswith("| | R@1 | R@5 | R@10 |") and len(lines) == 5
     assert f"| text to video | {result['t2v_r1']:.1f} |" in lines[2]
     assert f"| chance, text to video (7 clips) | {result['t2v_chance_r1']:.1f} |" in lines[4]
+
+
+@pytest.mark.parametrize("ensemble", ["mean", "max", "lse"])
+def test_frames_matched_one_by_one(model, params, ensemble):
+    """The score of a pair from its frames as clips of their own, for every pair."""
+    data = make_data()
+
+    @jax.jit
+    def score(params, frames, ids, mask):
+        def run(model):
+            clips, texts = model.encode_video(frames), model.encode_text(ids, mask)
+            rows, cols = np.indices((len(TEXT_IDS), len(CLIP_IDS))).reshape(2, -1)
+            text = jax.tree.map(lambda x: x[rows], texts)
+            return model.match(model.fuse(text, jax.tree.map(lambda x: x[cols], clips)))
+
+        logits = model.apply({"params": params}, method=run)
+        return (logits[:, 1] - logits[:, 0]).reshape(len(TEXT_IDS), len(CLIP_IDS))
+
+    texts = data.texts
+    of_frames = np.stack(
+        [score(params, data.video[:, [t]], texts.text_ids, texts.text_mask) for t in range(FRAMES)]
+    )
+    expected = {
+        "mean": of_frames.mean(axis=0),
+        "max": of_frames.max(axis=0),
+        "lse": np.log(np.exp(of_frames).sum(axis=0)),
+    }[ensemble]
+    found = evaluate(model, params, data, top_k=len(TEXT_IDS), frame_ensemble=ensemble)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dual_softmax_is_reported_apart(model, params, pair_scores):
+    plain = evaluate(model, params, make_data()).metrics
+    found = evaluate(model, params, make_data(), dual_softmax=True).metrics
+    assert {name: found[name] for name in plain} == plain
+    vtc = pair_scores["vtc"].astype(float)
+    weights = np.exp(vtc / 0.01) / np.exp(vtc / 0.01).sum(axis=0)
+    expected = metrics.retrieval_metrics(vtc * weights, CORRECT)
+    assert found["dual_softmax_t2v_mean_rank"] == expected["mean_rank"]
+    assert "text to video, dual softmax" in format_retrieval(found)
+    assert "dual" not in format_retrieval(plain)
+
+
+def test_predictions_and_intervals(model, params, pair_scores):
+    data = make_data(bad=(0,))
+    result = evaluate(model, params, data).result
+    usable = [row for row in range(9) if TEXT_IDS[row] != 0]
+    assert [item["caption"] for item in result.predictions] == [f"caption {i}" for i in usable]
+    for row, item, drawn in zip(usable, result.predictions, result.items, strict=True):
+        scores = pair_scores["vtc"][row, 1:]
+        best = 1 + np.argsort(-scores)[:5]
+        np.testing.assert_allclose([*item["clips"].values()], np.sort(scores)[::-1][:5], atol=1e-3)
+        assert [*item["clips"]] == [data.names[clip] for clip in best]
+        assert [shown.row for shown in drawn.clips] == best.tolist()
+        right = CLIP_IDS[best] == TEXT_IDS[row]
+        assert [shown.right for shown in drawn.clips] == right.tolist()
+    for name, (low, high) in result.intervals.items():
+        assert low <= result.metrics[name] <= high

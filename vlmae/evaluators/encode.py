@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from data_pipelines.pipeline import EvalData
+from data_pipelines.evaluation import EvalData
 from data_pipelines.records import Texts
 from vlmae.models.video_language import VideoLanguageModel
 from vlmae.sharding import put_batch, replicated
@@ -28,6 +28,7 @@ class Encoded(NamedTuple):
     embeddings: Float[np.ndarray, "n e"] | None  # in the shared space
     features: PyTree  # what the encoder made of them, or None
     media_ids: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]  # their places in the data
 
 
 class Chunk(NamedTuple):
@@ -70,11 +71,12 @@ def encode_clips(
         embeddings = model.embed_video(features).mean(axis=1) if embed else None
         return embeddings, features if keep_features else None
 
-    run, rows, ids = program(trained, encode), [], []
+    run, parts, valid = program(trained, encode), [], []
     for batch in data.batches():
-        rows.append(take_rows(run(batch.video), batch.valid))
-        ids.append(batch.media_ids[batch.valid])
-    return Encoded(*concatenate(rows), np.concatenate(ids))
+        encoded = (*run(batch.video), batch.media_ids)
+        parts.append(take_rows(encoded, batch.valid))
+        valid.append(batch.valid)
+    return Encoded(*concatenate(parts), np.flatnonzero(np.concatenate(valid)))
 
 
 def encode_texts(trained: Trained, texts: Texts, *, keep_features: bool = False) -> Encoded:
@@ -88,7 +90,8 @@ def encode_texts(trained: Trained, texts: Texts, *, keep_features: bool = False)
 
     run = program(trained, encode)
     inputs = (texts.text_ids, texts.text_mask)
-    return Encoded(*map_rows(run, inputs, trained.batch_size), texts.media_ids)
+    encoded = map_rows(run, inputs, trained.batch_size)
+    return Encoded(*encoded, texts.media_ids, np.arange(len(texts.media_ids)))
 
 
 def select_texts(texts: Texts, clip_ids: Int[np.ndarray, " n"]) -> Texts:

@@ -73,12 +73,16 @@ def average_precision(
     The mean over a class's correct rows of the precision among all rows scored at least as high,
     so rows of equal score count together.
     """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    scores = np.take_along_axis(scores, order, axis=0)
+    correct = np.take_along_axis(correct, order, axis=0)
+    hits = correct.cumsum(axis=0)
     precision = np.full(scores.shape[1], np.nan)
     for column in np.flatnonzero(correct.any(axis=0)):
-        right = scores[correct[:, column], column]
-        at_least = scores[:, column] >= right[:, None]  # [correct row, any row]
-        hits = (at_least & correct[:, column]).sum(axis=1)
-        precision[column] = (hits / at_least.sum(axis=1)).mean()
+        # Rows that score at least as high as each row: those up to its last equal.
+        upto = np.searchsorted(-scores[:, column], -scores[:, column], side="right")
+        of_row = hits[upto - 1, column] / upto
+        precision[column] = of_row[correct[:, column]].mean()
     return precision
 
 
@@ -100,3 +104,32 @@ def accuracy_by_kind(right: Bool[np.ndarray, " q"], kinds: Sequence[str]) -> dic
     """Percent right of each kind of question, in the order of the kinds' names."""
     kinds = np.asarray(kinds)
     return {str(kind): 100 * float(right[kinds == kind].mean()) for kind in np.unique(kinds)}
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " q"],
+    groups: Int[np.ndarray, " q"],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean, by the bootstrap over groups.
+
+    Queries about the same clip are no independent draws, so whole groups are drawn. The same
+    values and seed give the same interval.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    sizes, sums = np.bincount(group), np.bincount(group, weights=values)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
+    low, high = np.percentile((drawn @ sums) / (drawn @ sizes), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def dual_softmax(scores: Float[np.ndarray, "q n"], temperature: float) -> Float[np.ndarray, "q n"]:
+    """Scores times their softmax over the queries (rows) of each item (Cheng et al. 2021, CAMoE).
+
+    An item that answers another query better counts less; it uses all queries of the test set.
+    """
+    logits = scores / temperature
+    weights = np.exp(logits - logits.max(axis=0, keepdims=True))
+    return scores * weights / weights.sum(axis=0, keepdims=True)

@@ -1,13 +1,18 @@
-"""Open-ended question answering by the classifier over answers (MuLTI)."""
+"""Open-ended question answering: by a classifier over answers, or a decoder that ranks them."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from data_pipelines.classes import Classes
-from data_pipelines.pipeline import EvalData
+from data_pipelines.evaluation import EvalData
 from data_pipelines.records import Questions
+from vlmae.analysis.page import Item, Shown
+from vlmae.choices import Caption
+from vlmae.config import EvaluationConfig, ObjectivesConfig
 from vlmae.evaluators.encode import (
     Encoded,
     Trained,
@@ -17,19 +22,22 @@ from vlmae.evaluators.encode import (
     select_texts,
     take_rows,
 )
-from vlmae.evaluators.metrics import accuracy_by_kind
+from vlmae.evaluators.metrics import accuracy_by_kind, bootstrap_interval
+from vlmae.evaluators.result import Result
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel
+from vlmae.scoring import rank_answers
+
+SHOWN = 5  # answers of each prediction
 
 
-class Answers(NamedTuple):
-    """What was answered to every question, and how well."""
-
-    predictions: list[dict]  # one for each question
-    metrics: dict[str, float]
-
-
-def evaluate_answers(trained: Trained, data: EvalData, clips: Encoded) -> Answers:
+def evaluate_answers(
+    trained: Trained,
+    data: EvalData,
+    clips: Encoded,
+    config: EvaluationConfig,
+    objectives: ObjectivesConfig,
+) -> Result:
     """Asks every question about its clip; `clips` must hold features.
 
     A question is right if its answer has the highest score of all classes; one whose answer is no
@@ -49,27 +57,49 @@ def evaluate_answers(trained: Trained, data: EvalData, clips: Encoded) -> Answer
         select_texts(data.questions.texts, clips.media_ids),
         *(tuple(np.array(x)[usable].tolist()) for x in data.questions[1:]),
     )
-    scores = score_answers(trained, questions, clips)
-    names = np.array(data.classes.names)
-    metrics = answer_metrics(names[scores.argmax(axis=1)], questions, data.classes)
+    if objectives.answer_kind == "decoder":
+        answers = Caption(*data.answers())
+        method = functools.partial(decode_scores, answers=answers, top_k=config.answers_top_k)
+    else:
+        method = classify_scores
+    scores = score_questions(trained, method, questions, clips)
+    predicted = np.array(data.classes.names)[scores.argmax(axis=1)]
+    metrics = answer_metrics(predicted, questions, data.classes)
     metrics["skipped_questions"] = float((~usable).sum())
-    return Answers(describe(scores, questions, data.classes), metrics)
+    right = 100.0 * (predicted == np.array(questions.answers))
+    interval = bootstrap_interval(right, questions.texts.media_ids, config.resamples)
+    return Result(metrics, {"accuracy": interval}, *describe(scores, questions, clips, data))
 
 
-def score_answers(
-    trained: Trained, questions: Questions, clips: Encoded
+def classify_scores(
+    model: VideoLanguageModel,
+    ids: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    video: VideoFeatures,
+) -> Float[Array, "b c"]:
+    """The logits of the classifier over answers."""
+    return model.classify(model.fuse(model.encode_text(ids, mask), video))
+
+
+def decode_scores(
+    model: VideoLanguageModel,
+    ids: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    video: VideoFeatures,
+    *,
+    answers: Caption,
+    top_k: int,
+) -> Float[Array, "b c"]:
+    """The log-probabilities that the decoder gives to the answers."""
+    answers = Caption(*map(jnp.asarray, answers))
+    return rank_answers(model, answers, model.encode_text(ids, mask), video, top_k)
+
+
+def score_questions(
+    trained: Trained, method: Callable, questions: Questions, clips: Encoded
 ) -> Float[np.ndarray, "q c"]:
-    """The logits of every class for every question."""
-
-    def score(
-        model: VideoLanguageModel,
-        ids: Int[Array, "b l"],
-        mask: Bool[Array, "b l"],
-        video: VideoFeatures,
-    ) -> Float[Array, "b c"]:
-        return model.classify(model.fuse(model.encode_text(ids, mask), video))
-
-    run = program(trained, score)
+    """The score of every class for every question."""
+    run = program(trained, method)
 
     def of_rows(ids: np.ndarray, mask: np.ndarray, clip: np.ndarray) -> np.ndarray:
         return run(ids, mask, take_rows(clips.features, clip))
@@ -98,21 +128,30 @@ def answer_metrics(
 
 
 def describe(
-    scores: Float[np.ndarray, "q c"], questions: Questions, classes: Classes
-) -> list[dict]:
-    """For each question: the text, its kind, the right answer, and the five best with logits."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    rows = zip(questions.texts.captions, questions.kinds, questions.answers, strict=True)
-    return [
-        {
-            "question": question,
-            "kind": kind,
-            "answer": answer,
-            "predicted": {classes.names[i]: round(float(scores[row, i]), 4) for i in best[row]},
-            "media_id": int(questions.texts.media_ids[row]),
-        }
-        for row, (question, kind, answer) in enumerate(rows)
-    ]
+    scores: Float[np.ndarray, "q c"], questions: Questions, clips: Encoded, data: EvalData
+) -> tuple[list[dict], list[Item]]:
+    """For each question its kind, the right answer and the five best, in words and to be drawn."""
+    names = data.classes.names
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
+    rows = clips.rows[clip_rows(clips, questions.texts.media_ids)]
+    predictions, items = [], []
+    for place, (question, answer) in enumerate(
+        zip(questions.texts.captions, questions.answers, strict=True)
+    ):
+        given = {names[i]: round(float(scores[place, i]), 4) for i in best[place]}
+        predictions.append(
+            {
+                "question": question,
+                "kind": questions.kinds[place],
+                "answer": answer,
+                "predicted": given,
+                "clip": data.names[rows[place]],
+            }
+        )
+        said = next(iter(given))
+        shown = Shown(int(rows[place]), said, said == answer)
+        items.append(Item(f"{question} {answer}", [shown]))
+    return predictions, items
 
 
 def format_answers(metrics: dict[str, float]) -> str:

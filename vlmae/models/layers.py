@@ -1,5 +1,6 @@
 """The only attention, feed-forward network and transformer block of the library."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -141,19 +142,22 @@ class Block(nn.Module):
         lengths: Int[Array, " b"] | None = None,
         context: Float[Array, "b k e"] | None = None,
         mask: Bool[Array, "b l l"] | None = None,
+        context_lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b l d"]:
         """All sublayers in turn.
 
         Args:
           x: tokens.
           lengths: valid tokens at the front of each row of `x`.
-          context: what cross-attention reads; every token of it is valid.
+          context: what cross-attention reads.
           mask: True where a token may look at another in self-attention.
+          context_lengths: valid tokens at the front of each row of `context`; default all.
         """
         x = self.self_attention(x, lengths, mask).tokens
         if context is not None:
             cross = self._attention("cross_attention")
-            x = self._residual(x, "cross_attention", lambda y: cross(y, context).tokens)
+            read = functools.partial(cross, context=context, lengths=context_lengths)
+            x = self._residual(x, "cross_attention", lambda y: read(y).tokens)
         return self.feed_forward(x)
 
     def self_attention(

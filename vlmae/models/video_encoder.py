@@ -36,6 +36,11 @@ class VideoFeatures(NamedTuple):
         x = jnp.concatenate([self.frame_cls[:, :, None], self.tokens], axis=2)
         return rearrange(x, "b t m d -> b (t m) d")
 
+    @property
+    def frames_apart(self) -> "VideoFeatures":
+        """Every frame as a clip of its own, the frames of a clip one after the other."""
+        return jax.tree.map(lambda x: rearrange(x, "b t ... -> (b t) 1 ..."), self)
+
 
 class VideoEncoder(nn.Module):
     """A ViT over the visible patches of each frame; batch and time are folded.

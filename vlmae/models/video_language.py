@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vlmae.config import ExperimentConfig
 from vlmae.masking import PatchMask
 from vlmae.model_config import ModelConfig
+from vlmae.models.answer_decoder import AnswerDecoder
 from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
 from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
@@ -58,6 +59,13 @@ class VideoLanguageModel(nn.Module):
         self.match_head = nn.Dense(2, kernel_init=BERT_INIT)
         self.word_transform = WordTransform(config.dtype)
         self.classifier = Classifier(config.num_classes)
+        self.answer_decoder = AnswerDecoder(
+            config.text,
+            config.answer_depth,
+            self.deterministic,
+            config.remat,
+            config.dtype,
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -127,6 +135,13 @@ class VideoLanguageModel(nn.Module):
     def classify(self, fused: Float[Array, "b q d"]) -> Float[Array, "b c"]:
         """Logits of the answers or labels, from the fused [CLS], float32."""
         return self.classifier(fused[:, 0])
+
+    def decode_answer(
+        self, ids: Int[Array, "b a"], text: TextFeatures, fused: Float[Array, "b q d"]
+    ) -> Float[Array, "b a v"]:
+        """Logits of the word after each word of an answer to the fused question, float32."""
+        whole = self.config.fusion.kind == "multiway"  # its latents are all valid
+        return self.answer_decoder(ids, fused, None if whole else text.lengths)
 
     def fused_words(
         self, text: TextFeatures, fused: Float[Array, "b q d"]
