@@ -35,10 +35,10 @@ def get_config() -> ExperimentConfig:
         name="smaug_pretrain",
         data=DataConfig(
             train=(
-                SourceConfig("webvid", "train", num_frames=1, weight=WEBVID_CLIPS),
+                SourceConfig("webvid_2m", "train", num_frames=1, weight=WEBVID_CLIPS),
                 SourceConfig("cc3m", "train", num_frames=1, weight=CC3M_IMAGES),
             ),
-            eval=SourceConfig("webvid", "val", num_frames=4),
+            eval=SourceConfig("webvid_2m", "val", num_frames=4),
             batch_size=BATCH_SIZE,
             eval_batch_size=64,
             image_size=224,

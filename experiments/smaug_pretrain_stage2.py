@@ -24,7 +24,7 @@ EPOCH_STEPS = smaug_pretrain.WEBVID_CLIPS // BATCH_SIZE
 def get_config() -> ExperimentConfig:
     """Stage 1 with other data, a smaller batch and half the learning rate."""
     stage1 = smaug_pretrain.get_config()
-    clips = SourceConfig("webvid", "train", num_frames=4)
+    clips = SourceConfig("webvid_2m", "train", num_frames=4)
     model = dataclasses.replace(
         stage1.model,
         video=dataclasses.replace(stage1.model.video, time_frames=4),

@@ -74,12 +74,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
     """The config with the fields of these dotted names changed; all checks run once, at the end.
 
+    A value may be a config of its own, or a tuple of them.
+
     >>> override(config, {"model.video.mask.ratio": 0.75, "data.train.0.num_frames": 8})
 
     Raises:
       ValueError: there is no such field, or the result is refused; names it.
     """
-    tree = _jsonable(dataclasses.asdict(config))
+    tree = _jsonable(config)
     for name, value in changes.items():
         *parents, last = name.split(".")
         node = tree
@@ -94,7 +96,9 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _jsonable(value: Any) -> Any:
-    """The same with lists instead of tuples, as `json.loads(json.dumps(value))` gives it."""
+    """The same with lists for tuples and dicts for dataclasses, as if it came from JSON."""
+    if dataclasses.is_dataclass(value):
+        return _jsonable(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {k: _jsonable(v) for k, v in value.items()}
     return [_jsonable(v) for v in value] if isinstance(value, list | tuple) else value
