@@ -20,6 +20,8 @@ class SourceConfig:
     """Split, in TFDS notation ("train", "train[:90%]")."""
     num_frames: int = 4
     """Frames sampled from each clip; 1 for still images."""
+    backwards: bool = False
+    """Frames in reverse order, a control: shows what was learned about the order of time."""
     weight: float = 1.0
     """Share of the batches drawn from this source, relative to the other sources."""
 

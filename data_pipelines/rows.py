@@ -76,6 +76,7 @@ class RowMaker:
         """A row of a batch, augmented if there is an `rng`; padding if decoding fails."""
         try:
             video = load_video(record, self.source.num_frames, rng)
+            video = video[::-1] if self.source.backwards else video
         except decode.DecodeError as error:
             _report_once(self.source.name, record["source"].decode(), str(error))
             return self.padding()

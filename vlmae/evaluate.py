@@ -132,6 +132,7 @@ def evaluate_workdir(
     split: str | None = None,
     rerank_top_k: int | None = None,
     choices: int | None = None,
+    backwards: bool = False,
 ) -> dict[str, float]:
     """Evaluates the newest checkpoint of a work directory, with the config found there.
 
@@ -142,6 +143,7 @@ def evaluate_workdir(
       split: another split of the evaluation data set; default the config's.
       rerank_top_k: candidates to score again with VTM; default the config's.
       choices: options of multiple-choice questions, 0 for none; default the config's.
+      backwards: play the clips in reverse, as a control for the order of time.
 
     Raises:
       FileNotFoundError: no config, no checkpoint, or no data.
@@ -156,9 +158,11 @@ def evaluate_workdir(
     given = {field: value for field, value in wanted.items() if value is not None}
     own = {"data.tokenizer": workdir / "tokenizer", "data.classes": workdir / CLASSES_FILE}
     config = override(config, {field: str(path) for field, path in own.items()} | given)
+    config = override(config, {"data.eval.backwards": config.data.eval.backwards or backwards})
     mesh = make_mesh(MeshConfig())
     check_batch_size(config.data.eval_batch_size, mesh, "data.eval_batch_size")
-    out_dir = workdir / f"evaluation_{config.data.eval.split}"
+    suffix = "_backwards" if backwards else ""
+    out_dir = workdir / f"evaluation_{config.data.eval.split}{suffix}"
     with jax.set_mesh(mesh):
         data = eval_data(config.data, classes_for(config.data))
         result = evaluate(config, params, mesh, data, out_dir)

@@ -399,3 +399,14 @@ def test_a_split_without_questions_is_named(mixed_config):
     config = dataclasses.replace(mixed_config, train=(stills,), task="questions")
     with pytest.raises(ValueError, match="data set 'stills': split 'train' has no question"):
         take(config, 1, classes=Classes({"a": {}}))
+
+
+def test_clips_played_backwards(shapes_config):
+    config = dataclasses.replace(
+        shapes_config, eval=dataclasses.replace(shapes_config.eval, backwards=True)
+    )
+    forwards, backwards = eval_data(shapes_config), eval_data(config)
+    for row in range(3):
+        clip = forwards.clip(row)
+        assert (clip[0] != clip[-1]).any()
+        np.testing.assert_array_equal(backwards.clip(row), clip[::-1])

@@ -1,0 +1,44 @@
+"""Multi-label classification on EmojiVid: the tags of a clip with its caption (MuLTI, downstream).
+
+    python -m data_pipelines.prepare emojivid            # 800 MB of downloads, once
+    python experiments/multi_emojivid_pretrain.py
+    python experiments/multi_emojivid_labels.py --train.init-from runs/multi_emojivid_b
+
+131 tags, of which a clip has none to a dozen; the text is the caption. Without `--train.init-from`
+it trains from scratch. Protocol B: stills of the tested families are in training, with their tags.
+
+Result: not yet run.
+"""
+
+from experiments import multi_emojivid_pretrain
+from experiments._sweeps import sweep_seed
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
+
+
+def get_config() -> ExperimentConfig:
+    """The pre-training's data and model; binary cross-entropy of every tag."""
+    return override(
+        multi_emojivid_pretrain.get_config(),
+        {
+            "name": "multi_emojivid_labels",
+            "data.batch_size": 32,
+            "data.task": "labels",
+            "objectives.vtc": 0.0,
+            "objectives.vtm": 0.0,
+            "objectives.mlm": 0.0,
+            "objectives.mcm": 0.0,
+            "objectives.label": 1.0,
+            "evaluation.choices": 0,
+            "optim.learning_rate": 5e-4,
+            "optim.warmup_steps": 50,
+            "train.steps": 500,
+            "train.eval_every_steps": 0,
+            "train.save_every_steps": 500,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(get_config, (sweep_seed,))

@@ -1,0 +1,47 @@
+"""Question answering on EmojiVid, by a decoder that ranks answers (SMAUG, downstream).
+
+    python -m data_pipelines.prepare emojivid            # 800 MB of downloads, once
+    python experiments/smaug_emojivid_pretrain.py
+    python experiments/smaug_emojivid_qa.py --train.init-from runs/emojivid_b
+
+Questions about clips of emoji families that no training clip shows: man, woman or person; what
+kind of thing; what it is (protocol B). Without `--train.init-from` it trains from scratch.
+
+Result: not yet run.
+"""
+
+from experiments import smaug_emojivid_pretrain
+from experiments._sweeps import sweep_seed
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
+
+
+def get_config() -> ExperimentConfig:
+    """The pre-training's data and model, nothing hidden; a decoder of two layers."""
+    return override(
+        smaug_emojivid_pretrain.get_config(),
+        {
+            "name": "smaug_emojivid_qa",
+            "data.batch_size": 32,
+            "data.task": "questions",
+            "data.answer_len": 10,
+            "model.video.mask.ratio": 0.0,
+            "model.answer_depth": 2,
+            "objectives.vtc": 0.0,
+            "objectives.vtm": 0.0,
+            "objectives.mlm": 0.0,
+            "objectives.mvm": 0.0,
+            "objectives.answer": 1.0,
+            "objectives.answer_kind": "decoder",
+            "optim.learning_rate": 5e-4,
+            "optim.warmup_steps": 50,
+            "train.steps": 500,
+            "train.eval_every_steps": 0,
+            "train.save_every_steps": 500,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(get_config, (sweep_seed,))

@@ -1,0 +1,42 @@
+"""Retrieval on EmojiVid, finetuned by VTC and VTM without masks (SMAUG, downstream).
+
+    python -m data_pipelines.prepare emojivid            # 800 MB of downloads, once
+    python experiments/smaug_emojivid_pretrain.py
+    python experiments/smaug_emojivid_retrieval.py --train.init-from runs/emojivid_b
+
+Text to video among 220 clips of emoji families that no training clip shows, the best 32 scored
+again by VTM. Without `--train.init-from` it trains from scratch. Protocol A:
+`--data.train.1.split stills_a`.
+
+Result: not yet run.
+"""
+
+from experiments import smaug_emojivid_pretrain
+from experiments._sweeps import sweep_seed
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
+
+
+def get_config() -> ExperimentConfig:
+    """The pre-training's data and model, nothing hidden."""
+    return override(
+        smaug_emojivid_pretrain.get_config(),
+        {
+            "name": "smaug_emojivid_retrieval",
+            "data.batch_size": 32,
+            "model.video.mask.ratio": 0.0,
+            "objectives.mlm": 0.0,
+            "objectives.mvm": 0.0,
+            "evaluation.rerank_top_k": 32,
+            "optim.learning_rate": 5e-4,
+            "optim.warmup_steps": 50,
+            "train.steps": 500,
+            "train.eval_every_steps": 0,
+            "train.save_every_steps": 500,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(get_config, (sweep_seed,))
