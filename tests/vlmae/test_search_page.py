@@ -63,11 +63,12 @@ def picture(data_url: str) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two clips and an image; one name is not what one would wish for."""
+    """Two clips, one by a link, and an image; one name is not what one would wish for."""
     folder = tmp_path / "my videos"
     folder.mkdir()
     (folder / NASTY).write_bytes(gray_clip([0, 200, 100]))
-    (folder / "b.mp4").write_bytes(gray_clip([50, 60, 70]))
+    (tmp_path / "elsewhere.mp4").write_bytes(gray_clip([50, 60, 70]))
+    (folder / "b.mp4").symlink_to(tmp_path / "elsewhere.mp4")
     Image.new("RGB", (640, 320), (250, 0, 0)).save(folder / "still.png")
     return folder
 
@@ -98,18 +99,28 @@ def test_a_file_that_has_gone_is_said_to_be(folder):
 
 
 @pytest.fixture
-def url(tiny_data_dir, folder, tmp_path, script_env) -> Iterator[str]:
-    """Where the command line serves the folder, with an untrained run."""
+def run(tiny_data_dir, tmp_path) -> Path:
+    """A run of one step."""
     run = tmp_path / "run"
     off = {f"objectives.{name}": 0.0 for name in ("vtm", "mlm", "mvm")}
     changes = {"data.data_dir": str(tiny_data_dir), "train.steps": 1, **off}
     run_experiment(override(tiny_experiment.get_config(), changes), run)
+    return run
+
+
+def command(run: Path, folder: Path, port: int | str) -> list[str]:
+    where = [str(run), str(folder), "--port", str(port)]
+    return [sys.executable, "-m", "vlmae.search", *where, "--serve"]
+
+
+@pytest.fixture
+def url(run, folder, script_env) -> Iterator[str]:
+    """Where the command line serves the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vlmae.search", run, folder, "--serve", "--port", str(port)]
     server = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, text=True, env=script_env
+        command(run, folder, port), stdout=subprocess.PIPE, text=True, env=script_env
     )
     try:
         line = next(line for line in server.stdout if "http" in line)
@@ -156,7 +167,7 @@ def test_the_page_in_a_browser(url, folder, tmp_path):
 
 
 @pytest.mark.browser
-def test_only_the_folder_is_served(url, folder, tmp_path):
+def test_only_the_folder_and_its_clips_are_served(url, folder, tmp_path):
     (tmp_path / "secret.txt").write_text("not for the page")
 
     def status(path: Path) -> int:
@@ -165,5 +176,17 @@ def test_only_the_folder_is_served(url, folder, tmp_path):
         except urllib.error.HTTPError as error:
             return error.code
 
+    assert status(folder / "still.png") == 200
     assert status(folder / "b.mp4") == 200
     assert status(tmp_path / "secret.txt") == 403
+
+
+@pytest.mark.browser
+def test_a_busy_port_is_named(url, run, folder, script_env):
+    port = url.rsplit(":", 1)[1]
+    done = subprocess.run(
+        command(run, folder, port), capture_output=True, text=True, env=script_env, timeout=300
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: cannot serve at 127.0.0.1:{port}: ")
+    assert "Traceback" not in done.stderr

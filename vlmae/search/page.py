@@ -53,7 +53,7 @@ def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
     options = {
         "server_name": host,
         "server_port": port,
-        "allowed_paths": [str(found.folder.resolve())],
+        "allowed_paths": served_paths(found),
         # Gradio's own theme loads its fonts from elsewhere.
         "theme": gradio.themes.Default(font="sans-serif", font_mono="monospace"),
         "css": STYLE,
@@ -64,6 +64,13 @@ def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
         build_page(found, top_k).launch(**options)
     except OSError as error:
         raise ValueError(f"cannot serve at {host}:{port}: {error}") from error
+
+
+def served_paths(found: FolderSearch) -> list[str]:
+    """The folder, and the clips outside of it that it links to: Gradio follows links first."""
+    root = found.folder.resolve()
+    clips = [(root / file.name).resolve() for file in found.index.files]
+    return [str(root), *(str(clip) for clip in clips if not clip.is_relative_to(root))]
 
 
 def build_page(found: FolderSearch, top_k: int) -> "gradio.Blocks":
