@@ -63,13 +63,14 @@ def picture(data_url: str) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Two clips, one by a link, and an image; one name is not what one would wish for."""
+    """Two clips and an image, two of them by links; one name is not what one would wish for."""
     folder = tmp_path / "my videos"
     folder.mkdir()
     (folder / NASTY).write_bytes(gray_clip([0, 200, 100]))
     (tmp_path / "elsewhere.mp4").write_bytes(gray_clip([50, 60, 70]))
     (folder / "b.mp4").symlink_to(tmp_path / "elsewhere.mp4")
-    Image.new("RGB", (640, 320), (250, 0, 0)).save(folder / "still.png")
+    Image.new("RGB", (640, 320), (250, 0, 0)).save(tmp_path / "blob", "PNG")
+    (folder / "still.png").symlink_to(tmp_path / "blob")
     return folder
 
 

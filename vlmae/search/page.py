@@ -97,8 +97,8 @@ def show_hits(folder: Path, hits: Sequence[Hit]) -> str:
 
 
 def _show_hit(folder: Path, hit: Hit) -> str:
-    path = (folder / hit.name).resolve()
-    file = f"gradio_api/file={urllib.parse.quote(path.as_posix())}"
+    path = folder / hit.name  # what a link points to may have another ending, or none
+    file = f"gradio_api/file={urllib.parse.quote(path.resolve().as_posix())}"
     try:
         picture = thumbnail(path)
     except (decode.DecodeError, OSError) as error:
