@@ -17,17 +17,17 @@ from PIL import Image
 
 from data_pipelines.config import SourceConfig
 from data_pipelines.encode import encode_video
-from data_pipelines.pipeline import eval_data
+from data_pipelines.evaluation import eval_data
 from data_pipelines.stored import open_source
 from data_pipelines.tokenize import load_tokenizer
 from data_pipelines.transforms import eval_view
 from vlmae.checkpoint import load_params
 from vlmae.cli import run_experiment
 from vlmae.command import run_command
-from vlmae.config import MeshConfig, load_config, save_config
+from vlmae.config import EvaluationConfig, MeshConfig, load_config, save_config
 from vlmae.config_tree import override
 from vlmae.evaluators.encode import Trained, encode_clips
-from vlmae.evaluators.retrieval import evaluate_retrieval
+from vlmae.evaluators.retrieval import rank
 from vlmae.models.video_language import build_model
 from vlmae.search import page
 from vlmae.search.__main__ import open_folder, search_folder
@@ -106,7 +106,8 @@ def test_ranks_as_the_retrieval_evaluator(workdir, embedder, tiny_data_dir, tmp_
     data = eval_data(dataclasses.replace(config.data, tokenizer=str(workdir / "tokenizer")))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     trained = Trained(build_model(config), load_params(workdir)[0], mesh, batch_size=5)
-    scores = evaluate_retrieval(trained, data, encode_clips(trained, data)).scores
+    clips = encode_clips(trained, data)
+    scores = rank(trained, data.texts, clips, EvaluationConfig())["t2v"].scores
 
     found = FolderSearch(tmp_path, update(None, tmp_path, embedder).index, embedder)
     answers = found.query(data.texts.captions, top_k=len(records))
