@@ -22,6 +22,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An H.264 frame is shown at most 16 frames later than it is decoded.
 _MAX_REORDERED_FRAMES = 16
 _PTS_TOLERANCE = 1e-3  # of one tick: float rounding of times must not lose a frame
+_COUNT_TOLERANCE = 1e-3  # of one frame: float rounding of a duration must not add a frame
 # Titles that are not UTF-8 must not make a clip unreadable; PyAV 19 and later need no telling.
 _READ_ANY_METADATA = (
     {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -137,6 +138,8 @@ class Clip:
         self._reformatter = VideoReformatter()
         self.info = self._read_info()
         self._restart()
+        if self._current is None:
+            raise DecodeError("without a decodable frame")
 
     @property
     def at_last_frame(self) -> bool:
@@ -158,6 +161,30 @@ class Clip:
             frames[place] = frame.to_ndarray()
         return frames
 
+    def walk(self, fps: float | None = None) -> Iterator[tuple[float, av.VideoFrame]]:
+        """(seconds, frame) of a whole clip in order, for an open clip that nothing else reads.
+
+        Without `fps` every frame with the time at which it is first shown; else the frames that are
+        shown at 0, 1 / fps, 2 / fps and so on.
+
+        Raises:
+          DecodeError: as `decode_frames`.
+        """
+        if fps is None:
+            yield from self._every_frame()
+            return
+        num_frames = max(1, math.ceil(self.info.duration_secs * fps - _COUNT_TOLERANCE))
+        for secs in (place / fps for place in range(num_frames)):
+            yield secs, self._frame_at(secs)
+
+    def _every_frame(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        yield 0.0, self._current
+        while self._next is not None:
+            self._current, self._next = self._next, self._read()
+            ticks = self._current.pts - self._start_pts
+            yield float(ticks * self._stream.time_base), self._current
+        self._check_reaches(self.info.duration_secs)
+
     def _read_info(self) -> ClipInfo:
         stream = self._stream
         fps = float(stream.average_rate or stream.guessed_rate or 25)
@@ -169,13 +196,13 @@ class Clip:
             raise DecodeError("without a duration")
         return ClipInfo(duration, fps, stream.frames or None)
 
-    def _restart(self, reason_if_empty: str = "without a decodable frame") -> None:
-        """Reads the first two frames from where the container stands."""
+    def _restart(self) -> None:
+        """Reads the first two frames from where the container stands, if there are any."""
         self._decoded = self._container.decode(self._stream)
         self._current = self._read()
-        if self._current is None:
-            raise DecodeError(reason_if_empty)
         self._next = self._read()
+        if self._current is None:
+            return
         if self._stream.start_time is None:
             self._start_pts = self._current.pts
         else:
@@ -198,7 +225,16 @@ class Clip:
             self._check_reaches(time_secs)
         return self._current
 
+    @property
     def _reorder_ticks(self) -> int:
+        """How much later than it is decoded a frame may be shown.
+
+        A stream need not say that it reorders frames, so this may be too little: `_seek` sees that.
+        """
+        return self._most_reorder_ticks if self._stream.codec_context.has_b_frames else 0
+
+    @property
+    def _most_reorder_ticks(self) -> int:
         return math.ceil(_MAX_REORDERED_FRAMES / self.info.fps / float(self._stream.time_base))
 
     def _key_frame_between(self, pts: int) -> bool:
@@ -208,16 +244,25 @@ class Clip:
         program streams, where seeking is not exact either) the answer is no.
         """
         entries = self._stream.index_entries
-        place = entries.search_timestamp(pts - self._reorder_ticks(), backward=True)
+        place = entries.search_timestamp(pts - self._reorder_ticks, backward=True)
         return place >= 0 and self._next is not None and entries[place].timestamp > self._next.pts
 
     def _seek(self, pts: int) -> None:
-        """Moves to a key frame at or before `pts`, or to the start if seeking went past it."""
-        for target in (pts - self._reorder_ticks(), self._start_pts):
-            self._container.seek(int(target), stream=self._stream, backward=True)
-            self._restart("truncated")  # the index names a key frame that is not in the file
-            if self._current.pts <= pts:
+        """Moves to a key frame at or before `pts`; further back if seeking went past it."""
+        margins = (self._reorder_ticks, self._most_reorder_ticks)
+        for margin in dict.fromkeys(margins):
+            if self._restart_at(pts - margin) and self._current.pts <= pts:
                 return
+        # Without a frame, the index names key frames that are not in the file.
+        if self._current is None or not self._restart_at(self._start_pts - margin):
+            raise DecodeError("truncated")
+
+    def _restart_at(self, pts: int) -> bool:
+        """Moves to a key frame, and says whether there is a frame."""
+        pts = max(int(pts), min(0, self._start_pts))  # FLV knows no times below zero
+        self._container.seek(pts, stream=self._stream, backward=True)
+        self._restart()
+        return self._current is not None
 
     def _check_reaches(self, time_secs: float) -> None:
         """Raises DecodeError if the stream ended well before `time_secs`."""

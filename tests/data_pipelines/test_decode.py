@@ -204,3 +204,17 @@ def test_encoding_keeps_colors_and_is_deterministic():
 def test_encoding_refuses_odd_sizes_and_no_frames(shape):
     with pytest.raises(ValueError, match="even height and width"):
         encode_video(np.zeros(shape, np.uint8), fps=8)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "flv", "mpegts"])
+def test_streams_that_hide_their_reordering_are_read_right(
+    write_clip, read_numbers, monkeypatch, container
+):
+    """Seeking then goes past some frames, or past the last key frame, which must show."""
+    times_ms = list(range(0, 4000, 40))
+    clip = write_clip(times_ms, container, gop=5)
+    monkeypatch.setattr(decode.Clip, "_reorder_ticks", 0)
+    seconds = np.random.default_rng(0).permutation(times_ms) / 1000 + 0.005
+    with decode.open_clip(clip) as opened:
+        shown = [read_numbers(opened.frames([secs]))[0] for secs in seconds]
+    assert shown == shown_at(times_ms, seconds)
