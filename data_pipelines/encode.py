@@ -1,6 +1,9 @@
-"""Frames to H.264 files, for the data sets that we make ourselves and for tests."""
+"""Frames to H.264 files: for clips that we make ourselves, and for clips stored in another form."""
 
 import io
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -8,9 +11,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
+CRF = 18  # x264's quality, 0 (lossless) to 51; 18 is hard to tell from the original
+_TICKS_PER_SEC = 90_000  # whole for all common frame rates and for milliseconds
+_TICK_TOLERANCE = 1e-3
+
 
 def encode_video(
-    frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, gop: int = 12, crf: int = 18
+    frames: UInt8[np.ndarray, "t h w 3"], fps: float, *, gop: int = 12, crf: int = CRF
 ) -> bytes:
     """An MP4 file with one H.264 stream of RGB frames; equal input gives equal bytes (ours).
 
@@ -23,28 +30,107 @@ def encode_video(
     Raises:
       ValueError: no frames, or an odd height or width.
     """
-    if len(frames) == 0 or frames.shape[1] % 2 or frames.shape[2] % 2:
+    if len(frames) == 0:
         raise ValueError(f"H.264 needs frames of even height and width, not {frames.shape}")
     file = io.BytesIO()
     reformatter = VideoReformatter()
     with av.open(file, "w", format="mp4") as container:
-        stream = _add_stream(container, frames, fps, gop, crf)
-        for array in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            frame = reformatter.reformat(frame, format="yuv420p", threads=1)
-            container.mux(stream.encode(frame))
+        stream = _add_stream(container, frames.shape[1:], fps, gop, {"crf": str(crf)})
+        for frame in frames:
+            container.mux(stream.encode(_to_yuv(frame, reformatter)))
         container.mux(stream.encode())
     return file.getvalue()
 
 
+def encode_for_sampling(
+    frames: Iterable[tuple[float, UInt8[np.ndarray, "h w 3"]]],
+    duration_secs: float,
+    *,
+    fps: float,
+    gop: int,
+) -> bytes:
+    """An MP4 file of which single frames are quick to read; equal input gives equal bytes (ours).
+
+    There are no B-frames, and every `gop`-th frame is a key frame, wherever the scenes change. So
+    a reader decodes at most `gop` frames to show one, none of which comes after it.
+
+    Args:
+      frames: (seconds, RGB frame of even height and width), each time the one at which the frame
+        is first shown; ascending from 0, not necessarily evenly. Taken one at a time. Of frames
+        in the same 1/90,000 of a second, only the first is stored.
+      duration_secs: how long the clip lasts: the last frame is shown until then, but at least
+        for a moment.
+      fps: frames per second, about: it is the scale of x264's rate control.
+      gop: frames from one key frame to the next.
+
+    Raises:
+      ValueError: no frames, or an odd height or width.
+    """
+    (_, first), frames = _peek(frames)
+    options = {"crf": str(CRF), "bf": "0", "sc_threshold": "0"}
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = _add_stream(container, first.shape, fps, gop, options)
+        stream.codec_context.time_base = Fraction(1, _TICKS_PER_SEC)
+        end = _to_ticks(duration_secs)
+        for packet in _with_durations(_encode_timed(frames, stream), end):
+            container.mux(packet)
+    return file.getvalue()
+
+
+def _peek(frames: Iterable) -> tuple[tuple[float, np.ndarray], Iterator]:
+    """The first item, and all of them."""
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("a clip needs at least one frame")
+    return first, itertools.chain([first], frames)
+
+
+def _encode_timed(frames: Iterable, stream: av.VideoStream) -> Iterator[av.Packet]:
+    reformatter = VideoReformatter()
+    last = -1
+    for secs, array in frames:
+        frame = _to_yuv(array, reformatter)
+        frame.time_base, frame.pts = Fraction(1, _TICKS_PER_SEC), _to_ticks(secs)
+        if frame.pts > last:
+            yield from stream.encode(frame)
+            last = frame.pts
+    yield from stream.encode()
+
+
+def _with_durations(packets: Iterable[av.Packet], end: int) -> Iterator[av.Packet]:
+    """Packets in the order of their times, each lasting until the next, the last until `end`."""
+    for packet, following in itertools.pairwise(itertools.chain(packets, [None])):
+        packet.duration = max(1, (following.pts if following else end) - packet.pts)
+        yield packet
+
+
+def _to_ticks(secs: float) -> int:
+    """Rounded down, so that no frame is shown later than it should."""
+    return math.floor(secs * _TICKS_PER_SEC + _TICK_TOLERANCE)
+
+
+def _to_yuv(array: UInt8[np.ndarray, "h w 3"], reformatter: VideoReformatter) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+    return reformatter.reformat(frame, format="yuv420p", threads=1)
+
+
 def _add_stream(
-    container: av.container.OutputContainer, frames: np.ndarray, fps: float, gop: int, crf: int
+    container: av.container.OutputContainer,
+    frame_shape: tuple[int, ...],
+    fps: float,
+    gop: int,
+    options: dict[str, str],
 ) -> av.VideoStream:
+    height, width = frame_shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(f"H.264 needs frames of even height and width, not {height} x {width}")
     # MP4 stores the rate as a fraction; 1001 is the largest denominator in use (30000/1001).
     stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-    stream.height, stream.width = frames.shape[1:3]
+    stream.height, stream.width = height, width
     stream.pix_fmt = "yuv420p"
     stream.codec_context.gop_size = gop
     stream.codec_context.thread_count = 1  # x264 gives other bytes for other numbers of threads
-    stream.options = {"crf": str(crf), "preset": "veryfast"}
+    stream.options = {"preset": "veryfast", **options}
     return stream

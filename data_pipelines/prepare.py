@@ -9,6 +9,15 @@ Published data sets are read from a folder that you fill; the docstring of each 
 which files:
 
     python -m data_pipelines.prepare msrvtt_qa --manual-dir MSRVTT
+
+Any data set is stored as it is, or encoded again so that sampling a few frames is cheap (one value
+is enough; a clip keeps what the others would change):
+
+    python -m data_pipelines.prepare msrvtt_qa --manual-dir MSRVTT --short-side 256 --fps 8 \\
+        --key-frames 8
+
+A data set lies once in a `--data-dir`, in one form, which is part of what is stored. Asking for
+another form than the one that is there is an error; asking for none takes what is there.
 """
 
 import argparse
@@ -22,6 +31,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from data_pipelines.config import DataConfig
+from data_pipelines.reencode import Reencode
+from data_pipelines.stored import read_form
 
 # name -> "module:class"; imported only when wanted.
 PUBLISHED = {
@@ -60,6 +71,7 @@ _FLAGS_OF = {
     "allow_other_counts": tuple(PUBLISHED),
     "beam_options": (*PUBLISHED, "json_layout"),
 }
+_FORM_FLAGS = ("short_side", "fps", "key_frames")
 BUILDERS = {
     "shapes": "data_pipelines.builders.shapes:Shapes",
     "emojivid": "data_pipelines.builders.emojivid:EmojiVid",
@@ -74,6 +86,7 @@ def prepare(
     data_dir: str | pathlib.Path = DataConfig.data_dir,
     *,
     max_bad_ratio: float = DataConfig.max_bad_ratio,
+    reencode: Reencode | None = None,
     **options,
 ) -> pathlib.Path:
     """Builds a data set unless it is there already, and returns its folder.
@@ -85,10 +98,13 @@ def prepare(
       name: a key of `BUILDERS`.
       data_dir: where prepared data sets lie.
       max_bad_ratio: the largest share of unusable examples.
+      reencode: how media are encoded again; None: they are not, or the form does not matter if
+        the data set is there already.
       **options: further arguments of the builder.
 
     Raises:
-      ValueError: an unknown name, or too many unusable examples.
+      ValueError: an unknown name, too many unusable examples, or the data set is there already in
+        another form than `reencode`.
     """
     if name not in BUILDERS:
         raise ValueError(
@@ -98,14 +114,30 @@ def prepare(
         )
     module, _, class_name = BUILDERS[name].partition(":")
     builder_class = getattr(importlib.import_module(module), class_name)
-    builder = builder_class(data_dir=data_dir, max_bad_ratio=max_bad_ratio, **options)
+    common = {"data_dir": data_dir, "max_bad_ratio": max_bad_ratio, "reencode": reencode}
+    builder = builder_class(**common, **options)
     folder = pathlib.Path(builder.data_path)
     with _lock(folder.parent):
         if not folder.exists():
             for leftover in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(leftover)
             builder.download_and_prepare()
+        elif reencode is not None:
+            _check_form(name, folder, reencode)
     return folder
+
+
+def _check_form(name: str, folder: pathlib.Path, wanted: Reencode) -> None:
+    stored = read_form(folder)
+    if stored != wanted:
+        raise ValueError(
+            f"{name}: {folder} holds media {_describe(stored)}, not {_describe(wanted)}; give "
+            "another --data-dir, or remove that folder"
+        )
+
+
+def _describe(form: Reencode | None) -> str:
+    return f"encoded again ({form})" if form else "as they were"
 
 
 @contextlib.contextmanager
@@ -133,6 +165,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
         if not args.name or not pairs or not all(path for *_, path in pairs):
             parser.error(f"{args.dataset} needs --name NAME and --split SPLIT=PATH")
         options["splits"] = {split: path for split, _, path in pairs}
+    form = {name: getattr(args, name) for name in _FORM_FLAGS}
+    form = {name: value for name, value in form.items() if value is not None}
+    if form:
+        try:
+            options["reencode"] = Reencode(**form)
+        except ValueError as error:
+            parser.error(str(error))
     return args.dataset, options
 
 
@@ -179,7 +218,22 @@ def _make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="json_layout: clips of equal caption are right answers to each other's",
     )
+    _add_form_flags(parser)
     return parser
+
+
+def _add_form_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "media encoded again", "none of these: media are stored as they are"
+    )
+    group.add_argument("--short-side", type=int, metavar="PIXELS", help="of clips and images, even")
+    group.add_argument("--fps", type=float, help="frames per second of clips, at most")
+    group.add_argument(
+        "--key-frames",
+        type=int,
+        metavar="FRAMES",
+        help=f"from one key frame of a clip to the next (default: {Reencode.key_frames})",
+    )
 
 
 def main() -> None:
@@ -189,6 +243,7 @@ def main() -> None:
         folder = prepare(name, **options)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    print(f"{name}: media {_describe(read_form(folder))}", file=sys.stderr)
     print(folder)
 
 

@@ -11,7 +11,10 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.records import Question
+from data_pipelines.reencode import Reencode
 from data_pipelines.tokenize import Tokenizer, load_tokenizer
+
+REENCODE_KEY = "reencode"  # in the metadata of TFDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,12 @@ def dataset_folder(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
             f"python -m data_pipelines.prepare {name} --data-dir {data_dir}"
         )
     return max(found, key=_version)
+
+
+def read_form(folder: pathlib.Path) -> Reencode | None:
+    """How the media of a prepared folder were encoded again; None: they are as they were."""
+    metadata = tfds.builder_from_directory(folder).info.metadata or {}
+    return Reencode(**metadata[REENCODE_KEY]) if REENCODE_KEY in metadata else None
 
 
 def _version(folder: pathlib.Path) -> tuple[int, ...]:

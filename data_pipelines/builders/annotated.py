@@ -177,7 +177,10 @@ class AnnotatedBuilder(base.VideoTextBuilder):
             found = (self._note(item, split) for item in self._found(split, media))
             if not beam_steps.write_tasks(self._tasks(split), filter(None, found)):
                 self._refuse_empty(split)
-        return {split: beam_steps.ReadMedia(self._tasks(split)) for split in self.published}
+        return {
+            split: beam_steps.ReadMedia(self._tasks(split), self.reencode)
+            for split in self.published
+        }
 
     def _note(self, item: tuple | base.Skipped, split: str) -> tuple | None:
         """The item itself, or None if it is skipped, which is noted."""

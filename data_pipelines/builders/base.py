@@ -18,6 +18,8 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import decode, tokenize
 from data_pipelines.records import Example
+from data_pipelines.reencode import Reencode, reencode
+from data_pipelines.stored import REENCODE_KEY
 
 VOCABULARY_SIZE = 8192
 SKIPPED_FILE = "skipped.jsonl"
@@ -45,7 +47,8 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     Prepared folders hold, beside the records, `vocab.txt` (a WordPiece vocabulary trained on the
     texts of `vocabulary_splits`, or of all splits where none of these exists) and
-    `skipped.jsonl` (one line for each example left out).
+    `skipped.jsonl` (one line for each example left out). The metadata of TFDS hold under
+    `reencode` how media were encoded again, if they were.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -54,9 +57,22 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init_subclass__(cls, skip_registration: bool = True, **kwargs):
         super().__init_subclass__(skip_registration=skip_registration, **kwargs)
 
-    def __init__(self, *, data_dir: str | pathlib.Path, max_bad_ratio: float = 0.01, **kwargs):
-        """Args: `max_bad_ratio` is the largest share of examples that may be skipped."""
+    def __init__(
+        self,
+        *,
+        data_dir: str | pathlib.Path,
+        max_bad_ratio: float = 0.01,
+        reencode: Reencode | None = None,
+        **kwargs,
+    ):
+        """Args:
+        data_dir: where prepared data sets lie.
+        max_bad_ratio: the largest share of examples that may be skipped.
+        reencode: encode media again so; by default they are stored as they are.
+        **kwargs: those of TFDS.
+        """
         data_dir = pathlib.Path(data_dir).expanduser()
+        self.reencode = reencode
         super().__init__(data_dir=data_dir, file_format="array_record", **kwargs)
         self.max_bad_ratio = max_bad_ratio
         self._audit = _Audit()
@@ -66,7 +82,9 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Split name -> its examples, produced lazily and in a fixed order."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=_features())
+        form = {REENCODE_KEY: dataclasses.asdict(self.reencode)} if self.reencode else {}
+        metadata = tfds.core.MetadataDict(form)
+        return tfds.core.DatasetInfo(builder=self, features=_features(), metadata=metadata)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         del dl_manager
@@ -78,7 +96,7 @@ class VideoTextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Yields (key, features) of the good examples and notes the bad ones."""
         num_stored = 0
         for item in examples:
-            item = check(item)
+            item = stored_form(item, self.reencode)
             if isinstance(item, Skipped):
                 self._note_skipped(item, split)
                 continue
@@ -199,6 +217,17 @@ def check(item: Example | Skipped) -> Example | Skipped:
     except decode.DecodeError as error:
         return Skipped(item.source, error.reason, error.detail)
     return item
+
+
+def stored_form(item: Example | Skipped, setting: Reencode | None) -> Example | Skipped:
+    """The example as it is stored, its media encoded again if so wished, or why it cannot be."""
+    item = check(item)
+    if isinstance(item, Skipped):
+        return item
+    try:
+        return dataclasses.replace(item, media=reencode(item.media, item.media_type, setting))
+    except decode.DecodeError as error:
+        return Skipped(item.source, error.reason, error.detail)
 
 
 def to_features(example: Example) -> dict:

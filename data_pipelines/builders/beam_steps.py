@@ -15,14 +15,16 @@ import apache_beam as beam
 from data_pipelines.builders import base
 from data_pipelines.builders.annotated import Annotation, load
 from data_pipelines.records import Question
+from data_pipelines.reencode import Reencode
 
 
 class ReadMedia(beam.PTransform):
     """A file of tasks -> (key, features) of the good examples; the others go to a file."""
 
-    def __init__(self, tasks: pathlib.Path):
+    def __init__(self, tasks: pathlib.Path, reencode: Reencode | None = None):
         super().__init__()
         self.tasks = str(tasks)
+        self.reencode = reencode
 
     def expand(self, pipeline):
         """Called by Beam."""
@@ -30,7 +32,7 @@ class ReadMedia(beam.PTransform):
             pipeline
             | "Read tasks" >> beam.io.ReadFromText(self.tasks)
             | "Spread" >> beam.Reshuffle()
-            | "Load" >> beam.ParDo(_load_task).with_outputs("skipped", main="stored")
+            | "Load" >> beam.ParDo(_load_task, self.reencode).with_outputs("skipped", main="stored")
         )
         skipped = results.skipped | "Write skipped" >> beam.io.WriteToText(f"{self.tasks}.skipped")
         del skipped
@@ -63,9 +65,9 @@ def read_results(path: pathlib.Path) -> Iterator[Annotation | base.Skipped]:
         file.unlink()
 
 
-def _load_task(line: str) -> Iterator:
+def _load_task(line: str, reencode: Reencode | None) -> Iterator:
     number, fields, media = json.loads(line)
-    item = base.check(load(_annotation(fields), pathlib.Path(media)))
+    item = base.stored_form(load(_annotation(fields), pathlib.Path(media)), reencode)
     if isinstance(item, base.Skipped):
         yield beam.pvalue.TaggedOutput("skipped", json.dumps([number, dataclasses.asdict(item)]))
     else:
