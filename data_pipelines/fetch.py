@@ -1,14 +1,14 @@
 """Downloads the pinned archives of a data set: `python -m data_pipelines.fetch emojivid`.
 
-The user's own package client (`npm pack`) does the download, with the user's own settings; this
-module only says which package, which version and which SHA-256. Archives are cached outside the
-repository and never re-published. To work offline, put the archive files into the cache folder.
-
-Another kind of source (say wheels, by `pip download --no-deps`) is one more entry of `_COMMANDS`.
+The user's own package client (`npm pack`, `pip download`) does the download, with the user's own
+settings; this module only says which package, which version and which SHA-256. Archives are cached
+outside the repository and never re-published. To work offline, put the archive files into the cache
+folder.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -33,11 +33,13 @@ class Archive:
     name: str
     version: str
     sha256: str
-    kind: Literal["npm"] = "npm"
+    kind: Literal["npm", "wheel"] = "npm"
 
     @property
     def filename(self) -> str:
         """The file name that the package client gives, which is also the name in the cache."""
+        if self.kind == "wheel":  # of Python alone, the only ones that hold data sets
+            return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -77,6 +79,14 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
             "emoji-datasource-twitter",
             "16.0.0",
             "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+        ),
+    ),
+    "easy_vqa": (
+        Archive(
+            "easy-vqa",
+            "1.0",
+            "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+            kind="wheel",
         ),
     ),
 }
@@ -173,7 +183,22 @@ def _npm_pack(archive: Archive, destination: str) -> list[str]:
     return [npm, "pack", spec, "--silent", "--pack-destination", destination]
 
 
-_COMMANDS: dict[str, Callable[[Archive, str], list[str]]] = {"npm": _npm_pack}
+def _pip_download(archive: Archive, destination: str) -> list[str]:
+    """The command that writes the wheel of a Python package into `destination`."""
+    if importlib.util.find_spec("pip") is None:
+        raise FetchError(
+            f"pip is needed to fetch {archive.name} and is not installed for {sys.executable}; "
+            f"install it, or put {archive.filename} into {Path(destination).parent}"
+        )
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
+    spec = f"{archive.name}=={archive.version}"
+    return [sys.executable, "-m", "pip", "download", *options, "--dest", destination, spec]
+
+
+_COMMANDS: dict[str, Callable[[Archive, str], list[str]]] = {
+    "npm": _npm_pack,
+    "wheel": _pip_download,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

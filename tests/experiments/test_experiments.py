@@ -27,6 +27,9 @@ def abstract_batch(config: ExperimentConfig, source: SourceConfig) -> Batch:
         text_mask=jax.ShapeDtypeStruct((b, length), "bool"),
         media_ids=jax.ShapeDtypeStruct((b,), "int32"),
         valid=jax.ShapeDtypeStruct((b,), "bool"),
+        targets=None
+        if config.data.task == "captions"
+        else jax.ShapeDtypeStruct((b, config.model.num_classes), "bool"),
     )
 
 
@@ -38,6 +41,8 @@ def test_experiment(file):
     template = (101, 2054, SLOT, SLOT, SLOT, SLOT, 102)
     size = config.model.text.vocab_size or 30522
     filled = {"model.text.vocab_size": size, "objectives.mcm_template_ids": template}
+    if config.data.task != "captions":
+        filled["model.num_classes"] = 13
     config = override(config, filled)
     weights = {name: getattr(config.objectives, name) for name in OBJECTIVES}
     state = jax.eval_shape(make_init(config), 0)
