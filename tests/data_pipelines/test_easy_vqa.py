@@ -26,7 +26,7 @@ QUESTIONS = {
     ],
     "test": [["what shape is present?", "circle", 0], ["is a red shape present?", "yes", 1]],
 }
-IMAGES = {"train": (0, 2, 10), "test": (0, 1)}
+IMAGES = {"train": (0, 10, 2), "test": (0, 1)}  # as names, not as numbers, are sorted
 COUNTS = {"train": Counts(3, None, 5), "test": Counts(2, None, 2)}
 
 
