@@ -105,7 +105,8 @@ def test_ci_does_what_the_readme_says():
 def test_readme_names_only_files_that_exist():
     readme = (ROOT / "README.md").read_text()
     named = re.findall(r"\b(?:python (?:-m )?|]\((?!http))([\w./]+)", readme)
-    paths = [Path(n if n.endswith((".py", ".png", ".md")) else n.replace(".", "/") + ".py") for n in named]
+    files = (".py", ".png", ".md")
+    paths = [Path(n if n.endswith(files) else n.replace(".", "/") + ".py") for n in named]
     # A package is run by its __main__.py.
     missing = [
         str(path)
