@@ -63,13 +63,13 @@ def load_classes(path: pathlib.Path) -> Classes:
 def classes_for(config: DataConfig) -> Classes | None:
     """The classes of the config's task: `config.classes`, or those of the training sources.
 
-    None for captions. Equal counts are ordered by name.
+    None for captions and for options, which are no classes. Equal counts are ordered by name.
 
     Raises:
       ValueError: the training sources have no answer or label.
       FileNotFoundError: a data set or the file is missing.
     """
-    if config.task == "captions":
+    if config.task in ("captions", "options"):
         return None
     if config.classes:
         return load_classes(pathlib.Path(config.classes).expanduser())

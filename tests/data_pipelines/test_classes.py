@@ -52,6 +52,7 @@ def test_classes_are_counted_by_kind_most_frequent_first():
 
 def test_classes_of_a_task(shapes_config):
     assert classes_for(shapes_config) is None
+    assert classes_for(dataclasses.replace(shapes_config, task="options")) is None
     answers = classes_for(dataclasses.replace(shapes_config, task="questions"))
     asked = [
         q for text in read_texts(SourceConfig(), shapes_config.data_dir) for q in text.questions
