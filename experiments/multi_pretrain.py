@@ -1,5 +1,7 @@
 """MuLTI's pre-training: ViT-B/16 and BERT-base, condensed and fused by the MultiWay-Sampler.
 
+    python -m data_pipelines.prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3
+    python -m data_pipelines.prepare cc3m --manual-dir CC3M --max-bad-ratio 0.3
     python experiments/multi_pretrain.py
 
 Data: WebVid-2M and CC3M, prepared and read as in `smaug_pretrain.py`, but four frames of each clip

@@ -1,13 +1,11 @@
 """SMAUG's pre-training, stage 1: one frame of each clip, and images; ViT-B/16 and BERT-base.
 
+    python -m data_pipelines.prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3
+    python -m data_pipelines.prepare cc3m --manual-dir CC3M --max-bad-ratio 0.3
     python experiments/smaug_pretrain.py
 
-Data: WebVid-2M and CC3M, prepared as `webvid` and `cc3m` from one's own copy:
-
-    python -m data_pipelines.prepare manifest --name webvid --split train=... --split val=...
-    python -m data_pipelines.prepare manifest --name cc3m --split train=...
-
-The recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
+Data: WebVid-2M and CC3M, from one's own copies, which lack what can no longer be fetched. The
+recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
 alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, keep rate,
 batch size and decoder are ours. Stage 2 is `smaug_pretrain_stage2.py`.
 

@@ -1,5 +1,6 @@
 """SMAUG's pre-training, stage 2: four frames of each clip, going on from stage 1.
 
+    python -m data_pipelines.prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3
     python experiments/smaug_pretrain_stage2.py --train.init-from runs/smaug_pretrain
 
 WebVid-2M only, AdamW at 5e-5, 5 epochs (as in the system SMAUG builds on, Singularity). What needs
