@@ -19,17 +19,47 @@ from vlmae.train import make_init, make_step
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("[!_]*.py"))
 
 
+NUM_CLASSES = 1000  # as many answers or labels as the data might have
+
+
+def filled(config: ExperimentConfig) -> ExperimentConfig:
+    """With what the command line takes from the tokenizer and the classes."""
+    slots = config.objectives.mcm_template.count("{}")
+    classified = config.data.task in ("questions", "labels")
+    return override(
+        config,
+        {
+            "model.text.vocab_size": config.model.text.vocab_size or 30522,
+            "model.num_classes": NUM_CLASSES if classified else 0,
+            "objectives.mcm_template_ids": (101, 2054, *(SLOT,) * slots, 102),
+        },
+    )
+
+
 def abstract_batch(config: ExperimentConfig, source: SourceConfig) -> Batch:
-    b, size, length = config.data.batch_size, config.data.image_size, config.data.text_len
+    """Shapes of a training batch, with the fields that `RowMaker` gives for this config."""
+    data = config.data
+    b, size, length = data.batch_size, data.image_size, data.text_len
+    fields = {
+        "video": ((source.num_frames, size, size, 3), "uint8"),
+        "text_ids": ((length,), "int32"),
+        "text_mask": ((length,), "bool"),
+        "media_ids": ((), "int32"),
+        "valid": ((), "bool"),
+    }
+    if data.num_others:
+        shape = (data.num_others, length)
+        fields |= {"other_ids": (shape, "int32"), "other_mask": (shape, "bool")}
+    if config.model.num_classes:
+        fields["targets"] = ((config.model.num_classes,), "bool")
+    if data.answer_len:
+        shape = (data.answer_len,)
+        fields |= {"answer_ids": (shape, "int32"), "answer_mask": (shape, "bool")}
     return Batch(
-        video=jax.ShapeDtypeStruct((b, source.num_frames, size, size, 3), "uint8"),
-        text_ids=jax.ShapeDtypeStruct((b, length), "int32"),
-        text_mask=jax.ShapeDtypeStruct((b, length), "bool"),
-        media_ids=jax.ShapeDtypeStruct((b,), "int32"),
-        valid=jax.ShapeDtypeStruct((b,), "bool"),
-        targets=None
-        if config.data.task == "captions"
-        else jax.ShapeDtypeStruct((b, config.model.num_classes), "bool"),
+        **{
+            name: jax.ShapeDtypeStruct((b, *shape), dtype)
+            for name, (shape, dtype) in fields.items()
+        }
     )
 
 
@@ -37,13 +67,7 @@ def abstract_batch(config: ExperimentConfig, source: SourceConfig) -> Batch:
 def test_experiment(file):
     module = importlib.import_module(f"experiments.{file.stem}")
     assert f"python experiments/{file.stem}.py" in module.__doc__
-    config = module.get_config()
-    template = (101, 2054, SLOT, SLOT, SLOT, SLOT, 102)
-    size = config.model.text.vocab_size or 30522
-    filled = {"model.text.vocab_size": size, "objectives.mcm_template_ids": template}
-    if config.data.task != "captions":
-        filled["model.num_classes"] = 13
-    config = override(config, filled)
+    config = filled(module.get_config())
     weights = {name: getattr(config.objectives, name) for name in OBJECTIVES}
     state = jax.eval_shape(make_init(config), 0)
     step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
