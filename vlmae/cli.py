@@ -193,11 +193,13 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
 def with_source_tokenizer(config: ExperimentConfig) -> ExperimentConfig:
     """Takes the tokenizer of the run that the parameters come from, unless another is given.
 
-    Words would have other meanings by any other tokenizer.
+    By any other tokenizer words would have other meanings. That there is such a run is checked
+    where its parameters are read.
     """
-    if config.data.tokenizer or not config.train.init_from:
+    source = Path(config.train.init_from).expanduser()
+    if config.data.tokenizer or not config.train.init_from or not source.is_dir():
         return config
-    return override(config, {"data.tokenizer": f"{config.train.init_from}/tokenizer"})
+    return override(config, {"data.tokenizer": f"{source}/tokenizer"})
 
 
 def with_classes(config: ExperimentConfig, classes: Classes) -> ExperimentConfig:

@@ -156,8 +156,6 @@ class TrainConfig:
 class EvaluationConfig:
     """What is asked about the evaluation split, and how it is reported."""
 
-    answers_top_k: int = 128
-    """Answers that the decoder scores whole: those whose first word is the likeliest."""
     rerank_top_k: int = 0
     """Candidates of each query that the matching head scores again; 0 ranks by VTC alone."""
     choices: int = 0
@@ -166,6 +164,8 @@ class EvaluationConfig:
     frame_ensemble: Literal["concat", "mean", "max", "lse"] = "concat"
     """How the matching head reads the frames of a clip: all together, or one by one, with the mean,
     the maximum or the log-sum-exp of their scores."""
+    answers_top_k: int = 128
+    """Answers that the decoder scores whole: those whose first word is the likeliest."""
     dual_softmax: bool = False
     """Report retrieval with dual softmax too, apart, because it uses the whole test set."""
     resamples: int = 1000

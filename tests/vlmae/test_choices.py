@@ -194,7 +194,8 @@ def test_an_untrained_model_is_at_chance(kind):
         return model.apply({"params": params}, method=loss)
 
     results = [run(params, jax.random.key(seed)) for seed in range(5)]
-    assert np.mean([r.value for r in results]) == pytest.approx(math.log(4), abs=0.02)
+    # A head with random weights prefers one option a little, always the same one.
+    assert np.mean([r.value for r in results]) == pytest.approx(math.log(4), abs=0.1)
     # 320 answers: the standard deviation of the share of right ones is 0.024.
     assert np.mean([r.metrics["mcm/accuracy"] for r in results]) == pytest.approx(0.25, abs=0.1)
 

@@ -301,9 +301,9 @@ def test_fields_that_do_not_fit():
     assert with_classes(open_number, CLASSES).model.num_classes == 4
 
 
-def test_words_keep_their_numbers_when_parameters_are_taken_over():
-    taken = override(ANSWER, {"train.init_from": "runs/pretrained"})
-    assert with_source_tokenizer(taken).data.tokenizer == "runs/pretrained/tokenizer"
+def test_words_keep_their_numbers_when_parameters_are_taken_over(tmp_path):
+    taken = override(ANSWER, {"train.init_from": str(tmp_path)})
+    assert with_source_tokenizer(taken).data.tokenizer == str(tmp_path / "tokenizer")
     own = override(taken, {"data.tokenizer": "mine"})
     assert with_source_tokenizer(own) == own and with_source_tokenizer(ANSWER) == ANSWER
 
