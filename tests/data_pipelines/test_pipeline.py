@@ -13,7 +13,7 @@ from data_pipelines.classes import Classes, classes_for
 from data_pipelines.config import SourceConfig
 from data_pipelines.evaluation import eval_data
 from data_pipelines.pipeline import train_batches
-from data_pipelines.records import Batch, Example
+from data_pipelines.records import Batch, Example, Question
 from data_pipelines.stored import open_source, read_texts, tokenizer_for
 
 
@@ -49,6 +49,23 @@ class Stills(base.VideoTextBuilder):
         Image.new("RGB", (40, 32), (40 * number, 0, 255)).save(file, format="PNG")
         captions = [f"picture {number}"]
         return Example(file.getvalue(), "image", captions, f"still{number}", f"still/{number}")
+
+
+class Quiz(Stills):
+    """Each still with a question of four options, one of them right; the last has three."""
+
+    def examples(self):
+        stills = [self._still(i) for i in range(6)]
+        asked = [
+            Question(f"which number {i}?", "two", f"kind{i % 2}", ("one", "two", "three", "four"))
+            for i in range(6)
+        ]
+        asked[5] = dataclasses.replace(asked[5], options=("two", "one", "three"))
+        items = [
+            dataclasses.replace(still, questions=[question])
+            for still, question in zip(stills, asked, strict=True)
+        ]
+        return {"train": items[:5], "test": items}
 
 
 class Damaged(base.VideoTextBuilder):
@@ -410,3 +427,60 @@ def test_clips_played_backwards(shapes_config):
         clip = forwards.clip(row)
         assert (clip[0] != clip[-1]).any()
         np.testing.assert_array_equal(backwards.clip(row), clip[::-1])
+
+
+@pytest.fixture(scope="module")
+def quiz_dir(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("quiz")
+    Quiz(data_dir=data_dir).download_and_prepare()
+    return data_dir
+
+
+@pytest.fixture
+def quiz_config(shapes_config, quiz_dir):
+    sources = [SourceConfig("quiz", split, num_frames=1) for split in ("train", "test")]
+    return dataclasses.replace(
+        shapes_config,
+        train=(sources[0],),
+        eval=sources[1],
+        data_dir=str(quiz_dir),
+        task="options",
+        num_others=3,
+        batch_size=5,
+    )
+
+
+def test_a_question_comes_with_its_wrong_options(quiz_config):
+    """The text is the question with the right option; the others have the wrong ones."""
+    tokenizer = tokenizer_for(quiz_config)
+    [batch] = take(quiz_config, 1)
+    said = [tokenizer.decode(ids) for ids in batch.text_ids]
+    assert sorted(said) == [f"which number {i}? two" for i in range(5)]
+    for text, others, mask in zip(said, batch.other_ids, batch.other_mask, strict=True):
+        wrong = [text.replace("two", option) for option in ("one", "three", "four")]
+        assert [tokenizer.decode(ids) for ids in others] == wrong
+        assert mask.any(axis=1).all()
+    assert batch.targets is None
+
+
+def test_questions_of_another_number_of_options_are_named(quiz_config):
+    config = dataclasses.replace(quiz_config, train=(quiz_config.eval,))
+    with pytest.raises(
+        ValueError, match=r"still/5: a question with 2 wrong options, but data\.num"
+    ):
+        take(config, 1)
+
+
+def test_evaluation_has_the_options_and_the_place_of_the_answer(quiz_config):
+    data, tokenizer = eval_data(quiz_config), tokenizer_for(quiz_config)
+    choices = data.choices
+    assert choices.option_ids.shape[:2] == (6, 4) and choices.skipped == 0
+    by_clip = {int(media): row for row, media in enumerate(choices.media_ids)}
+    for name, media in zip(data.names, data.media_ids, strict=True):
+        number, row = int(name.split("/")[1]), by_clip[int(media)]
+        there = choices.option_mask[row].any(axis=1)
+        right, _ = tokenizer.encode([f"which number {number}? two"], quiz_config.text_len)
+        np.testing.assert_array_equal(choices.option_ids[row, choices.answer[row]], right[0])
+        assert there.tolist() == [True, True, True, number != 5]
+        assert choices.kinds[row] == f"kind{number % 2}"
+    assert data.questions is None

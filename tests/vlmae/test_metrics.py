@@ -171,7 +171,7 @@ def test_bootstrap_draws_whole_groups():
     alone = bootstrap_interval(values, np.arange(40), resamples=2000)
     tenfold = bootstrap_interval(np.repeat(values, 10), np.repeat(np.arange(40), 10), 2000)
     assert tenfold == pytest.approx(alone)
-    assert bootstrap_interval(np.ones(5), np.arange(5), 10) == (1, 1)
+    assert bootstrap_interval(np.ones(6), np.array([0, 0, 0, 1, 1, 2]), 10) == (1, 1)
 
 
 def test_dual_softmax_prefers_what_nothing_else_wants():
