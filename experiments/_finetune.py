@@ -64,7 +64,23 @@ def multi(
     return _downstream(base, name, train, evaluation, changes)
 
 
+# On EmojiVid: a short training of a small model.
+EMOJIVID: Changes = {
+    "data.batch_size": 32,
+    "optim.learning_rate": 5e-4,
+    "optim.warmup_steps": 50,
+    "train.steps": 500,
+    "train.eval_every_steps": 0,
+    "train.save_every_steps": 500,
+}
 QUESTIONS: Changes = {"data.task": "questions", "objectives.vtc": 0.0, "objectives.vtm": 0.0}
+# Singularity's lengths of questions and answers.
+DECODED_ANSWERS = QUESTIONS | {
+    "data.text_len": 25,
+    "data.answer_len": 5,
+    "objectives.answer": 1.0,
+    "objectives.answer_kind": "decoder",
+}
 # Multiple choice: every option is scored alone, as MCM does it.
 FIVE_OPTIONS = QUESTIONS | {
     "data.task": "options",

@@ -11,6 +11,7 @@ Result: not yet run.
 """
 
 from experiments import multi_emojivid_pretrain
+from experiments._finetune import EMOJIVID
 from experiments._sweeps import sweep_seed
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
@@ -22,8 +23,8 @@ def get_config() -> ExperimentConfig:
     return override(
         multi_emojivid_pretrain.get_config(),
         {
+            **EMOJIVID,
             "name": "multi_emojivid_labels",
-            "data.batch_size": 32,
             "data.task": "labels",
             "objectives.vtc": 0.0,
             "objectives.vtm": 0.0,
@@ -31,11 +32,6 @@ def get_config() -> ExperimentConfig:
             "objectives.mcm": 0.0,
             "objectives.label": 1.0,
             "evaluation.choices": 0,
-            "optim.learning_rate": 5e-4,
-            "optim.warmup_steps": 50,
-            "train.steps": 500,
-            "train.eval_every_steps": 0,
-            "train.save_every_steps": 500,
         },
     )
 

@@ -12,6 +12,7 @@ Result: not yet run.
 """
 
 from experiments import multi_emojivid_pretrain
+from experiments._finetune import EMOJIVID
 from experiments._sweeps import sweep_seed
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
@@ -23,20 +24,15 @@ def get_config() -> ExperimentConfig:
     return override(
         multi_emojivid_pretrain.get_config(),
         {
+            **EMOJIVID,
             "name": "multi_emojivid_qa",
             "data.task": "questions",
-            "data.batch_size": 32,
             "objectives.vtc": 0.0,
             "objectives.vtm": 0.0,
             "objectives.mlm": 0.0,
             "objectives.mcm": 0.0,
             "objectives.answer": 1.0,
             "evaluation.choices": 0,
-            "optim.learning_rate": 5e-4,
-            "optim.warmup_steps": 50,
-            "train.steps": 500,
-            "train.eval_every_steps": 0,
-            "train.save_every_steps": 500,
         },
     )
 

@@ -9,7 +9,7 @@ Result: not yet run.
 """
 
 from data_pipelines.config import SourceConfig
-from experiments._finetune import QUESTIONS, schedule, smaug
+from experiments._finetune import DECODED_ANSWERS, schedule, smaug
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
 
@@ -21,12 +21,8 @@ def get_config() -> ExperimentConfig:
         SourceConfig("activitynet_qa", "train", num_frames=4),
         SourceConfig("activitynet_qa", "test", num_frames=12),
         {
-            **QUESTIONS,
+            **DECODED_ANSWERS,
             **schedule(32_000, epochs=10, warmup=0.05),
-            "data.text_len": 25,
-            "data.answer_len": 5,
-            "objectives.answer": 1.0,
-            "objectives.answer_kind": "decoder",
         },
     )
 

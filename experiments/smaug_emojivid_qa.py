@@ -11,6 +11,7 @@ Result: not yet run.
 """
 
 from experiments import smaug_emojivid_pretrain
+from experiments._finetune import EMOJIVID
 from experiments._sweeps import sweep_seed
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
@@ -22,8 +23,8 @@ def get_config() -> ExperimentConfig:
     return override(
         smaug_emojivid_pretrain.get_config(),
         {
+            **EMOJIVID,
             "name": "smaug_emojivid_qa",
-            "data.batch_size": 32,
             "data.task": "questions",
             "data.answer_len": 10,
             "model.video.mask.ratio": 0.0,
@@ -34,11 +35,6 @@ def get_config() -> ExperimentConfig:
             "objectives.mvm": 0.0,
             "objectives.answer": 1.0,
             "objectives.answer_kind": "decoder",
-            "optim.learning_rate": 5e-4,
-            "optim.warmup_steps": 50,
-            "train.steps": 500,
-            "train.eval_every_steps": 0,
-            "train.save_every_steps": 500,
         },
     )
 

@@ -12,6 +12,7 @@ Result: not yet run.
 """
 
 from experiments import smaug_emojivid_pretrain
+from experiments._finetune import EMOJIVID
 from experiments._sweeps import sweep_seed
 from vlmae.cli import main
 from vlmae.config import ExperimentConfig
@@ -23,17 +24,12 @@ def get_config() -> ExperimentConfig:
     return override(
         smaug_emojivid_pretrain.get_config(),
         {
+            **EMOJIVID,
             "name": "smaug_emojivid_retrieval",
-            "data.batch_size": 32,
             "model.video.mask.ratio": 0.0,
             "objectives.mlm": 0.0,
             "objectives.mvm": 0.0,
             "evaluation.rerank_top_k": 32,
-            "optim.learning_rate": 5e-4,
-            "optim.warmup_steps": 50,
-            "train.steps": 500,
-            "train.eval_every_steps": 0,
-            "train.save_every_steps": 500,
         },
     )
 

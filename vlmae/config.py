@@ -210,6 +210,20 @@ class ExperimentConfig:
             f"data.text_len={self.data.text_len} exceeds "
             f"model.text.max_len={self.model.text.max_len}",
         )
+        self._check_objectives()
+        check(
+            self.data.batch_size % self.optim.accumulate_steps == 0,
+            f"data.batch_size={self.data.batch_size} is not divisible by "
+            f"optim.accumulate_steps={self.optim.accumulate_steps}",
+        )
+        check(
+            self.optim.warmup_steps < self.train.steps,
+            f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of "
+            f"train.steps={self.train.steps}",
+        )
+
+    def _check_objectives(self) -> None:
+        """What is trained and asked needs its data and its parts of the model."""
         check(
             not self.objectives.mcm or self.objectives.mcm_len <= self.model.text.max_len,
             f"objectives.mcm_len={self.objectives.mcm_len} exceeds "
@@ -249,16 +263,6 @@ class ExperimentConfig:
         check(
             not (asked and self.objectives.mcm) or asked == others + 1,
             f"evaluation.choices={asked}, but objectives.mcm_template has {others + 1} options",
-        )
-        check(
-            self.data.batch_size % self.optim.accumulate_steps == 0,
-            f"data.batch_size={self.data.batch_size} is not divisible by "
-            f"optim.accumulate_steps={self.optim.accumulate_steps}",
-        )
-        check(
-            self.optim.warmup_steps < self.train.steps,
-            f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of "
-            f"train.steps={self.train.steps}",
         )
 
 
