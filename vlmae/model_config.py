@@ -94,6 +94,61 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class VitLayout:
+    """What differs between the published families of vision transformers; the default is MAE's.
+
+    `vlmae.interop` reads it from their files (`python -m vlmae.interop FOLDER` prints it).
+    """
+
+    eps: float = 1e-6
+    """Of the encoder's layer norms."""
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    """Of the feed-forward networks; quick_gelu is x sigmoid(1.702 x) (CLIP)."""
+    layer_scale: float = 0.0
+    """Initial factor of what a block adds, learned by channel (DINOv2, BEiT); 0 has none."""
+    input_norm: bool = False
+    """A layer norm before the first block (CLIP)."""
+    cls_token: bool = True
+    """Whether [CLS] leads the tokens of a frame (VideoMAE has none)."""
+    extra_tokens: int = 0
+    """Further learned tokens, dropped after the last block (DeiT: one, for distillation)."""
+    frame_cls: Literal["token", "mean"] = "token"
+    """What stands for a frame: [CLS], or the mean of its patches, normed (BEiT, VideoMAE)."""
+    relative_bias: Literal["none", "layer", "shared"] = "none"
+    """Attention biases by relative position: a table in each block, or one for all (BEiT)."""
+    tubelet: int = 1
+    """Frames that a patch covers (VideoMAE: 2); a single image is repeated."""
+    joint: bool = False
+    """Attention over all frames of a clip at once (VideoMAE), in place of each frame alone."""
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the RGB channels in [0, 1] that is taken off; ImageNet's."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the RGB channels by which is divided; ImageNet's."""
+
+    def __post_init__(self):
+        check(self.eps > 0, f"layout.eps must be positive, not {self.eps}")
+        check(self.layer_scale >= 0, f"layout.layer_scale is negative: {self.layer_scale}")
+        check(self.extra_tokens >= 0, f"layout.extra_tokens is negative: {self.extra_tokens}")
+        check(self.tubelet >= 1, f"layout.tubelet must be at least 1, not {self.tubelet}")
+        check(min(self.pixel_std) > 0, f"layout.pixel_std must be positive: {self.pixel_std}")
+        bare = not self.cls_token and not self.extra_tokens
+        check(
+            self.cls_token or (bare and self.frame_cls == "mean" and self.relative_bias == "none"),
+            "layout.cls_token=False goes with frame_cls=mean, no extra_tokens and no relative_bias",
+        )
+        check(bare or not self.joint, "layout.joint needs layout.cls_token=False")
+        check(
+            not self.extra_tokens or self.relative_bias == "none",
+            "layout.relative_bias knows [CLS] and patches alone: not with layout.extra_tokens",
+        )
+
+    @property
+    def prefix(self) -> int:
+        """Tokens of a frame that stand before its patches inside the encoder."""
+        return int(self.cls_token) + self.extra_tokens
+
+
+@dataclass(frozen=True)
 class VideoEncoderConfig:
     """A ViT applied to every frame alone; the default is B/16."""
 
@@ -107,8 +162,11 @@ class VideoEncoderConfig:
     """Hidden width of the feed-forward network."""
     patch_size: int = 16
     """Side of a square patch in pixels."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """Fixed 2-D sine-cosine positions, or learned ones."""
+    positions: Literal["sincos", "learned", "sincos_clip"] = "sincos"
+    """sincos: fixed, 2-D, of the patches of a frame (MAE); learned: of [CLS], extra tokens and
+    patches (ViT); sincos_clip: fixed, 1-D, of all patches of a clip (VideoMAE)."""
+    layout: VitLayout = VitLayout()
+    """How the encoder differs from MAE's."""
     mask: MaskConfig = MaskConfig()
     """Visual masking, training only."""
     sparsify: SparsifyConfig = SparsifyConfig()
@@ -123,6 +181,11 @@ class VideoEncoderConfig:
     """Length of the temporal embeddings, interpolated for clips of another length; 0 has none."""
     time_depth: int = 0
     """Blocks of attention over the frames at the same place, after the spatial ones; 0 has none."""
+
+    @property
+    def patch_pixels(self) -> int:
+        """Values of a patch."""
+        return 3 * self.layout.tubelet * self.patch_size**2
 
 
 @dataclass(frozen=True)
@@ -295,3 +358,23 @@ class ModelConfig:
         for name in ("frames_per_chunk", "time_frames", "time_depth"):
             value = getattr(self.video, name)
             check(value >= 0, f"model.video.{name} must not be negative: {value}")
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Not everything goes with every published layout."""
+        video, layout = self.video, self.video.layout
+        check(
+            layout.prefix == 1 or not video.sparsify.is_used,
+            "model.video.sparsify thins by [CLS] and patches alone: not with "
+            "model.video.layout.cls_token=False or extra_tokens",
+        )
+        clipwise = layout.joint or video.positions == "sincos_clip"
+        check(
+            not (clipwise and video.frames_per_chunk),
+            "model.video.frames_per_chunk encodes frames apart: not with "
+            "model.video.layout.joint or model.video.positions=sincos_clip",
+        )
+        check(
+            not (layout.joint and layout.relative_bias != "none"),
+            "model.video.layout.relative_bias is within a frame: not with layout.joint",
+        )

@@ -40,7 +40,8 @@ def sample_mask(model: VideoLanguageModel, batch: Batch, key: Key[Array, ""]) ->
     config = model.config.video.mask
     if config.scheme == "none" or config.ratio == 0:
         return None
-    shape = (*batch.video.shape[:2], *model.grid)
+    rows, frames = batch.video.shape[:2]
+    shape = (rows, model.num_times(frames), *model.grid)
     return mask_from_noise(mask_noise(key, config.scheme, config.ratio, shape), config.ratio)
 
 

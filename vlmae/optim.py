@@ -36,7 +36,7 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 # What lies below block 0 of an encoder, and is frozen with it.
-EMBEDDINGS = {"video": "cls|positions|patch_embed", "text": "embeddings"}
+EMBEDDINGS = {"video": "cls|extra|positions|patch_embed|input_norm", "text": "embeddings"}
 
 
 def freezes_any(model: ModelConfig) -> bool:

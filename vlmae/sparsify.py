@@ -40,21 +40,26 @@ def keep_rate_at(
 
 
 def cls_attention(
-    query: Float[Array, "f q h d"], key: Float[Array, "f q h d"]
+    query: Float[Array, "f q h d"],
+    key: Float[Array, "f q h d"],
+    bias: Float[Array, "f h q q"] | None = None,
 ) -> Float[Array, "f m"]:
     """How much [CLS] attends to each other token, mean over heads (EViT, Liang et al. 2022).
 
-    The softmax runs over all tokens, as in the block's own attention. Only this one row is
-    computed, so that the block itself may use a fused attention kernel.
+    The softmax runs over all tokens, as in the block's own attention, whose `bias` is added. Only
+    this one row is computed, so that the block itself may use a fused attention kernel.
     """
-    return _attention(query[:, :1], key)[:, :, 0, 1:].mean(axis=1)
+    row = None if bias is None else bias[:, :, :1]
+    return _attention(query[:, :1], key, row)[:, :, 0, 1:].mean(axis=1)
 
 
 def mean_attention(
-    query: Float[Array, "f q h d"], key: Float[Array, "f q h d"]
+    query: Float[Array, "f q h d"],
+    key: Float[Array, "f q h d"],
+    bias: Float[Array, "f h q q"] | None = None,
 ) -> Float[Array, "f m"]:
     """How much all tokens attend to each one but [CLS], mean over heads and queries (ours)."""
-    return _attention(query, key)[..., 1:].mean(axis=(1, 2))
+    return _attention(query, key, bias)[..., 1:].mean(axis=(1, 2))
 
 
 def norm_score(tokens: Float[Array, "f m d"]) -> Float[Array, "f m"]:
@@ -68,10 +73,10 @@ def random_score(noise: Float[Array, "f m"]) -> Float[Array, "f m"]:
     return noise / jnp.maximum(noise.sum(axis=-1, keepdims=True), 1e-6)
 
 
-def _attention(query: Array, key: Array) -> Float[Array, "f h q k"]:
+def _attention(query: Array, key: Array, bias: Array | None) -> Float[Array, "f h q k"]:
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     logits = jnp.einsum("fqhd,fkhd->fhqk", query, key) / math.sqrt(query.shape[-1])
-    return jax.nn.softmax(logits, axis=-1)
+    return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
 
 class Survivors(NamedTuple):

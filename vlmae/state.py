@@ -1,19 +1,18 @@
 """The training state: made from a seed, or filled from another run's parameters."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from data_pipelines.records import Batch
 from vlmae.config import ObjectivesConfig
 from vlmae.models.video_language import VideoLanguageModel
 from vlmae.objectives import compute_losses
+from vlmae.positions import fit_positions
 from vlmae.sharding import path_name
 
 
@@ -93,25 +92,3 @@ def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:
     merged = jax.tree_util.tree_map_with_path(choose, params)
     report.unused.extend(given)
     return merged, report
-
-
-def fit_positions(
-    name: str, source: Float[Array | np.ndarray, "..."], initial: Float[Array | np.ndarray, "..."]
-) -> Float[Array, "m d"] | None:
-    """Learned positions for another number of patches, frames or words; None for anything else.
-
-    Patches are interpolated in the square grid (bicubic), frames in time (linear). Words keep their
-    positions: those beyond the source's longest text keep their initial values.
-    """
-    if initial.ndim != 2 or source.shape[1:] != initial.shape[1:]:
-        return None
-    if name == "text_encoder/embeddings/position/embedding":
-        common = min(len(source), len(initial))
-        return jnp.asarray(initial).at[:common].set(source[:common])
-    if name == "video_encoder/temporal/embedding":
-        return jax.image.resize(source, initial.shape, "linear")
-    if name == "video_encoder/positions":
-        old, new = math.isqrt(len(source)), math.isqrt(len(initial))
-        grid = jnp.reshape(source, (old, old, -1))
-        return jax.image.resize(grid, (new, new, grid.shape[2]), "bicubic").reshape(initial.shape)
-    return None

@@ -8,7 +8,8 @@ from helpers import SMALL, init_params, random_batch, randomize
 
 from vlmae.config_tree import override
 from vlmae.models.video_language import build_model
-from vlmae.state import fit_positions, merge_params
+from vlmae.positions import fit_positions, resize_grid
+from vlmae.state import merge_params
 
 TEXT, TIME = "text_encoder/embeddings/position/embedding", "video_encoder/temporal/embedding"
 GRID = "video_encoder/positions"
@@ -45,7 +46,7 @@ def test_positions_are_resized_and_everything_else_is_named():
     target = params_of(changes, seed=1)
     merged, report = merge_params(target, source)
     assert {entry.split(":")[0] for entry in report.resized} == {TEXT, TIME, GRID}
-    assert f"{GRID}: (16, 16) in the source, (64, 16) in the model" in report.resized
+    assert f"{GRID}: (17, 16) in the source, (65, 16) in the model" in report.resized
     assert all(name.startswith("fusion/block_1/") for name in report.missing) and report.missing
     assert all(name.startswith("pixel_decoder/") for name in report.unused) and report.unused
     assert {entry.split(":")[0].split("/")[0] for entry in report.mismatched} == {
@@ -70,13 +71,30 @@ def test_a_shorter_text_keeps_the_first_positions():
 def test_a_linear_ramp_stays_one(name, old, new):
     """Interpolation moves between the old positions; away from the borders a ramp is kept."""
     places = np.indices(old, np.float32).reshape(len(old), -1).T
-    fitted = fit_positions(name, places, np.zeros((np.prod(new), len(old)), np.float32))
+    prefix = np.full((int(name == GRID), len(old)), 7.0, np.float32)  # of [CLS]
+    initial = np.zeros((len(prefix) + np.prod(new), len(old)), np.float32)
+    fitted = np.asarray(fit_positions(name, np.concatenate([prefix, places]), initial))
+    np.testing.assert_array_equal(fitted[: len(prefix)], prefix)
+    fitted = fitted[len(fitted) - np.prod(new) :]
     centers = (np.indices(new).reshape(len(new), -1).T + 0.5) * (np.array(old) / new) - 0.5
     inner = ((centers > 1) & (centers < np.array(old) - 2)).all(axis=1)
     assert inner.any()
-    np.testing.assert_allclose(np.asarray(fitted)[inner], centers[inner], atol=0.1)
+    np.testing.assert_allclose(fitted[inner], centers[inner], atol=0.1)
 
 
 def test_only_positions_of_the_same_width_are_resized():
     assert fit_positions(TEXT, np.zeros((6, 2)), np.zeros((6, 3))) is None
     assert fit_positions("match_head/kernel", np.zeros((6, 2)), np.zeros((4, 2))) is None
+
+
+@pytest.mark.parametrize(("old", "new", "prefix"), [(5, 8, 1), (8, 5, 2), (3, 7, 0)])
+def test_a_grid_is_resized_as_pytorch_does(old, new, prefix):
+    torch = pytest.importorskip("torch")
+    source = np.random.default_rng(0).normal(size=(prefix + old**2, 6)).astype("float32")
+    grid = torch.from_numpy(source[prefix:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic")
+    expected = resized.permute(0, 2, 3, 1).reshape(new**2, 6).numpy()
+    fitted = np.asarray(resize_grid(source, prefix + new**2))
+    np.testing.assert_array_equal(fitted[:prefix], source[:prefix])
+    np.testing.assert_allclose(fitted[prefix:], expected, atol=2e-6)
+    assert resize_grid(source, prefix + new**2 + 1) is None

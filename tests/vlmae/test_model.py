@@ -13,6 +13,7 @@ from helpers import small_model as make_model
 
 from vlmae.config import ObjectivesConfig
 from vlmae.masking import mask_from_noise
+from vlmae.model_config import VitLayout
 from vlmae.models.embeddings import (
     denormalize_pixels,
     normalize_pixels,
@@ -55,10 +56,10 @@ def test_frames_that_do_not_divide_into_patches_are_an_error():
 
 def test_pixels_are_normalized_and_back():
     pixels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
-    normalized = np.asarray(normalize_pixels(jnp.asarray(pixels)))
+    normalized = np.asarray(normalize_pixels(jnp.asarray(pixels), VitLayout()))
     np.testing.assert_allclose(normalized[0], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
     np.testing.assert_allclose(normalized[255, 0], (1 - 0.485) / 0.229, rtol=1e-5)
-    np.testing.assert_array_equal(denormalize_pixels(normalized), pixels)
+    np.testing.assert_array_equal(denormalize_pixels(normalized, VitLayout()), pixels)
 
 
 def test_sincos_positions_against_the_formula():
@@ -163,8 +164,11 @@ def test_learned_positions(encoder, encode):
     config = dataclasses.replace(SMALL.model.video, positions="learned")
     module, patches = VideoEncoder(config, GRID), random(1, 1, 16, 48)
     shapes = jax.eval_shape(module.init, jax.random.key(0), patches)["params"]
-    assert shapes["positions"].shape == (16, 16)
-    params = {**encoder[1]["params"], "positions": jnp.asarray(sincos_positions(*GRID, 16))}
+    assert shapes["positions"].shape == (17, 16)  # [CLS] has one
+    params = {
+        **encoder[1]["params"],
+        "positions": jnp.asarray(np.pad(sincos_positions(*GRID, 16), ((1, 0), (0, 0)))),
+    }
     learned = jax.jit(module.apply)({"params": params}, patches)
     np.testing.assert_allclose(learned.tokens, encode(patches).tokens, atol=1e-6)
 

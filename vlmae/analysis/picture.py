@@ -78,16 +78,18 @@ def picture_rows(
     Where the decoder was trained on normalized patches, its output has no brightness and contrast
     of its own: each predicted patch gets those of the true patch, as MAE's pictures do.
     """
-    patch = config.model.video.patch_size
+    patch, layout = config.model.video.patch_size, config.model.video.layout
     side = config.data.image_size // patch
     n = side * side
 
+    def pixels_of(patches: np.ndarray) -> np.ndarray:  # of the first frame of each tubelet
+        return unpatchify(patches, patch, side, layout.tubelet)[:, :: layout.tubelet]
+
     def frames(patches: np.ndarray, hidden: np.ndarray | None = None) -> np.ndarray:
-        pixels = denormalize_pixels(unpatchify(patches, patch, side))
+        pixels = denormalize_pixels(pixels_of(patches), layout)
         if hidden is None:
             return pixels
-        shape = patches.shape
-        hidden = unpatchify(np.broadcast_to(hidden[..., None], shape), patch, side)
+        hidden = pixels_of(np.broadcast_to(hidden[..., None], patches.shape))
         return np.where(hidden, np.uint8(HIDDEN_GRAY), pixels)
 
     rows = [("frames", frames(traced.patches))]

@@ -6,43 +6,56 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from vlmae.model_config import VitLayout
 from vlmae.models.layers import BERT_EPS, TOKEN_INIT
 
-# Mean and standard deviation of ImageNet's RGB channels in [0, 1], as MAE normalizes its input.
-RGB_MEAN = (0.485, 0.456, 0.406)
-RGB_STD = (0.229, 0.224, 0.225)
 
-
-def normalize_pixels(video: Array) -> Float[Array, "*b 3"]:
-    """uint8 RGB to zero mean and unit variance, float32."""
+def normalize_pixels(video: Array, layout: VitLayout) -> Float[Array, "*b 3"]:
+    """uint8 RGB in [0, 255] to float32, less the layout's mean, over its standard deviation."""
     scaled = video.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(RGB_MEAN)) / jnp.asarray(RGB_STD)
+    return (scaled - jnp.asarray(layout.pixel_mean)) / jnp.asarray(layout.pixel_std)
 
 
-def denormalize_pixels(pixels: np.ndarray) -> np.ndarray:
+def denormalize_pixels(pixels: np.ndarray, layout: VitLayout) -> np.ndarray:
     """The inverse of `normalize_pixels`, clipped and rounded to uint8 (NumPy)."""
-    scaled = (pixels * np.asarray(RGB_STD) + np.asarray(RGB_MEAN)) * 255.0
+    scaled = (pixels * np.asarray(layout.pixel_std) + np.asarray(layout.pixel_mean)) * 255.0
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
-def patchify(video: Float[Array, "b t h w 3"], patch_size: int) -> Float[Array, "b t n p"]:
-    """Cuts frames into square patches, row by row; the pixels of a patch are ordered (y, x, rgb).
+def patchify(
+    video: Float[Array, "b f h w 3"], patch_size: int, tubelet: int = 1
+) -> Float[Array, "b t n p"]:
+    """Cuts clips into square patches over `tubelet` frames, row by row.
+
+    The pixels of a patch are ordered (frame, y, x, rgb). A single image is repeated to a tubelet.
 
     Raises:
-      ValueError: height or width is not a multiple of the patch size.
+      ValueError: height or width is not a multiple of the patch size, or the frames are none of
+        the tubelet.
     """
-    height, width = video.shape[2:4]
+    frames, height, width = video.shape[1:4]
     if height % patch_size or width % patch_size:
         raise ValueError(f"frames of {height}x{width} do not divide into patches of {patch_size}")
-    return rearrange(video, "b t (y p) (x q) c -> b t (y x) (p q c)", p=patch_size, q=patch_size)
+    if frames == 1:
+        video = jnp.repeat(video, tubelet, axis=1)
+    elif frames % tubelet:
+        raise ValueError(f"clips of {frames} frames do not divide into tubelets of {tubelet}")
+    return rearrange(
+        video,
+        "b (t f) (y p) (x q) c -> b t (y x) (f p q c)",
+        f=tubelet,
+        p=patch_size,
+        q=patch_size,
+    )
 
 
-def unpatchify(patches: np.ndarray, patch_size: int, rows: int) -> np.ndarray:
+def unpatchify(patches: np.ndarray, patch_size: int, rows: int, tubelet: int = 1) -> np.ndarray:
     """The inverse of `patchify` for [b t n p] and `rows` rows of patches (NumPy)."""
     return rearrange(
         patches,
-        "b t (y x) (p q c) -> b t (y p) (x q) c",
+        "b t (y x) (f p q c) -> b (t f) (y p) (x q) c",
         y=rows,
+        f=tubelet,
         p=patch_size,
         q=patch_size,
     )
@@ -64,6 +77,14 @@ def sincos_positions(rows: int, cols: int, width: int) -> Float[np.ndarray, "n d
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     return np.concatenate([encode(x), encode(y)], axis=1).astype(np.float32)
+
+
+def sincos_clip_positions(num_places: int, width: int) -> Float[np.ndarray, "n d"]:
+    """Fixed 1-D sine-cosine positions; even channels are sines, odd ones cosines (VideoMAE)."""
+    channel = np.arange(width)
+    frequencies = 1.0 / 10000 ** (2 * (channel // 2) / width)
+    angles = np.arange(num_places)[:, None] * frequencies
+    return np.where(channel % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
 
 
 class BertEmbeddings(nn.Module):

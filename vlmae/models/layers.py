@@ -66,6 +66,7 @@ class Attention(nn.Module):
         context: Float[Array, "b k e"],
         lengths: Int[Array, " b"] | None = None,
         mask: Bool[Array, "b q k"] | None = None,
+        bias: Float[Array, "b h q k"] | None = None,
     ) -> Attended:
         """What `x` reads in `context`.
 
@@ -74,6 +75,7 @@ class Attention(nn.Module):
           context: keys and values.
           lengths: valid tokens at the front of each row of `context`.
           mask: True where a query may look at a key; not with the cudnn kernel.
+          bias: what is added to the logits before the softmax.
         """
 
         def project(name: str, y: Array) -> Array:
@@ -88,6 +90,7 @@ class Attention(nn.Module):
             query,
             key,
             heads(project("value", context)),
+            bias=None if bias is None else bias.astype(query.dtype),
             mask=None if mask is None else mask[:, None],
             key_value_seq_lengths=lengths,
             query_seq_lengths=None if lengths is None else jnp.full_like(lengths, x.shape[1]),
@@ -96,21 +99,27 @@ class Attention(nn.Module):
         return Attended(project("out", rearrange(out, "b l h d -> b l (h d)")), query, key)
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # the exact one, as in BERT and ViT
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
+}
+
+
 class Mlp(nn.Module):
-    """Two dense layers with the exact GELU between them (as in BERT and ViT)."""
+    """Two dense layers with an activation between them."""
 
     hidden_dim: int
     kernel_init: Callable = VIT_INIT
     dtype: str = "float32"
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         def dense(width: int, name: str) -> nn.Dense:
             return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
-        return dense(x.shape[-1], "down")(
-            nn.gelu(dense(self.hidden_dim, "up")(x), approximate=False)
-        )
+        hidden = ACTIVATIONS[self.activation](dense(self.hidden_dim, "up")(x))
+        return dense(x.shape[-1], "down")(hidden)
 
 
 class Block(nn.Module):
@@ -123,6 +132,8 @@ class Block(nn.Module):
       dropout: on the output of each sublayer.
       deterministic: no dropout.
       kernel_init, dtype, attention: see `Attention`.
+      activation: of the feed-forward network, one of `ACTIVATIONS`.
+      layer_scale: initial factor of each sublayer's output, learned by channel; 0 has none.
     """
 
     num_heads: int
@@ -134,6 +145,8 @@ class Block(nn.Module):
     kernel_init: Callable = VIT_INIT
     dtype: str = "float32"
     attention: str = "xla"
+    activation: str = "gelu"
+    layer_scale: float = 0.0
 
     @nn.compact
     def __call__(
@@ -143,6 +156,7 @@ class Block(nn.Module):
         context: Float[Array, "b k e"] | None = None,
         mask: Bool[Array, "b l l"] | None = None,
         context_lengths: Int[Array, " b"] | None = None,
+        bias: Float[Array, "b h l l"] | None = None,
     ) -> Float[Array, "b l d"]:
         """All sublayers in turn.
 
@@ -152,8 +166,9 @@ class Block(nn.Module):
           context: what cross-attention reads.
           mask: True where a token may look at another in self-attention.
           context_lengths: valid tokens at the front of each row of `context`; default all.
+          bias: added to the logits of self-attention.
         """
-        x = self.self_attention(x, lengths, mask).tokens
+        x = self.self_attention(x, lengths, mask, bias).tokens
         if context is not None:
             cross = self._attention("cross_attention")
             read = functools.partial(cross, context=context, lengths=context_lengths)
@@ -161,13 +176,17 @@ class Block(nn.Module):
         return self.feed_forward(x)
 
     def self_attention(
-        self, x: Array, lengths: Array | None = None, mask: Array | None = None
+        self,
+        x: Array,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        bias: Array | None = None,
     ) -> Attended:
         """The first sublayer, with its residual sum, and its queries and keys."""
         attended: list[Attended] = []
 
         def sublayer(y: Array) -> Array:
-            attended.append(self._attention("attention")(y, y, lengths, mask))
+            attended.append(self._attention("attention")(y, y, lengths, mask, bias))
             return attended[0].tokens
 
         x = self._residual(x, "attention", sublayer)
@@ -175,12 +194,19 @@ class Block(nn.Module):
 
     def feed_forward(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """The last sublayer, with its residual sum."""
-        return self._residual(x, "mlp", Mlp(self.mlp_dim, self.kernel_init, self.dtype, name="mlp"))
+        mlp = Mlp(self.mlp_dim, self.kernel_init, self.dtype, self.activation, name="mlp")
+        return self._residual(x, "mlp", mlp)
 
     def _residual(self, x: Array, name: str, sublayer: Callable[[Array], Array]) -> Array:
         norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=f"{name}_norm")
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
-        return x + drop(sublayer(norm(x))) if self.pre_norm else norm(x + drop(sublayer(x)))
+        if not self.pre_norm:
+            return norm(x + drop(sublayer(x)))
+        added = sublayer(norm(x))
+        if self.layer_scale:
+            initial = nn.initializers.constant(self.layer_scale)
+            added = added * self.param(f"{name}_scale", initial, added.shape[-1:]).astype(x.dtype)
+        return x + drop(added)
 
     def _attention(self, name: str) -> Attention:
         return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)

@@ -1,4 +1,7 @@
-"""Frames in, visible tokens out: a ViT that encodes every frame alone (SMAUG, video encoder)."""
+"""Frames in, visible tokens out: a ViT that encodes every frame alone (SMAUG, video encoder).
+
+`VitLayout` makes it one of the published families; one of them attends to all frames at once.
+"""
 
 from typing import NamedTuple
 
@@ -11,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import PatchMask
 from vlmae.model_config import VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
-from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import TOKEN_INIT, VIT_INIT, block_class, vit_block, vit_norm, vit_options
+from vlmae.models.embeddings import sincos_clip_positions, sincos_positions
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, block_class, vit_options
+from vlmae.models.relative_bias import RelativeBias
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
 
@@ -21,7 +25,7 @@ class VideoFeatures(NamedTuple):
     """What leaves the video encoder."""
 
     tokens: Float[Array, "b t m d"]  # patch tokens, [CLS] not among them
-    frame_cls: Float[Array, "b t d"]
+    frame_cls: Float[Array, "b t d"]  # what stands for a frame: its [CLS], or its mean
     stage_places: tuple[Int[Array, "b t _"], ...]  # that entered, then after each thinning stage
     removed_mask: Bool[Array, "b t n"]  # True where a patch was masked before the encoder
 
@@ -110,51 +114,83 @@ class VideoEncoder(nn.Module):
     def _encode(
         self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
     ) -> tuple[Float[Array, "b t q d"], tuple[Int[Array, "b t _"], ...]]:
-        """Each frame alone: its tokens, [CLS] first, and the places at every stage."""
-        t = patches.shape[1]
+        """Each frame's tokens, led by what stands for it, and the places at every stage."""
+        t, layout = patches.shape[1], self.config.layout
         x = self._embed(patches, kept_ids)
+        if layout.joint:
+            x = rearrange(x, "(b t) q d -> b (t q) d", t=t)
         x, stages = self._blocks(x, rearrange(kept_ids, "b t k -> (b t) k"))
-        x = vit_norm("norm", self.dtype)(x)
+        if layout.joint:
+            x = rearrange(x, "b (t q) d -> (b t) q d", t=t)
         stages = tuple(rearrange(places, "(b t) m -> b t m", t=t) for places in stages)
-        return rearrange(x, "(b t) q d -> b t q d", t=t), stages
+        return rearrange(self._led(x), "(b t) q d -> b t q d", t=t), stages
 
     def _embed(
         self, patches: Float[Array, "b t k p"], kept_ids: Int[Array, "b t k"]
     ) -> Float[Array, "f q d"]:
         """Tokens with positions, [CLS] first, frames folded into the batch."""
-        width = self.config.width
+        width, layout, t = self.config.width, self.config.layout, patches.shape[1]
         embed = nn.Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
-        x = embed(patches) + self._positions()[kept_ids].astype(self.dtype)
-        x = rearrange(x, "b t k d -> (b t) k d")
-        cls = self.param("cls", TOKEN_INIT, (width,))
-        return jnp.concatenate([repeat(cls.astype(self.dtype), "d -> f 1 d", f=len(x)), x], axis=1)
+        leading, table = self._positions(t)
+        table = table[jnp.arange(t)[:, None], kept_ids]
+        x = rearrange(embed(patches) + table.astype(self.dtype), "b t k d -> (b t) k d")
+        if layout.prefix:
+            tokens = [self.param("cls", TOKEN_INIT, (width,))[None]]
+            if layout.extra_tokens:
+                tokens.append(self.param("extra", TOKEN_INIT, (layout.extra_tokens, width)))
+            prefix = (jnp.concatenate(tokens) + leading).astype(self.dtype)
+            x = jnp.concatenate([repeat(prefix, "c d -> f c d", f=len(x)), x], axis=1)
+        return self._norm("input_norm")(x) if layout.input_norm else x
+
+    def _led(self, x: Float[Array, "f q d"]) -> Float[Array, "f r d"]:
+        """The normalized patch tokens of a frame after what stands for it: [CLS] or their mean."""
+        norm, layout = self._norm("norm"), self.config.layout
+        patches = x[:, layout.prefix :]
+        first = x[:, :1] if layout.frame_cls == "token" else patches.mean(axis=1, keepdims=True)
+        return norm(jnp.concatenate([first, patches], axis=1))
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=self.config.layout.eps, dtype=self.dtype, name=name)
 
     def _blocks(
         self, x: Float[Array, "f q d"], places: Int[Array, "f k"]
     ) -> tuple[Float[Array, "f r d"], list[Int[Array, "f _"]]]:
         """The tokens after all blocks; their places at the start and after each thinning stage."""
         config, stages, branch = self.config, [places], None
-        sizes = (config.num_heads, config.mlp_dim)
         adapters = ShallowAdapters(config.adapter, self.dtype, self.attention, name="adapters")
+        relative = (config.layout.relative_bias, config.num_heads, self.grid)
+        bias_of = RelativeBias(*relative, name="relative_bias")
         for i in range(config.depth):
-            name = f"block_{i}"
+            bias = bias_of(i, places)
             if self.keep_rate < 1 and i in config.sparsify.stages:
-                block = block_class(self.remat, ThinningBlock)(
-                    **vit_options(*sizes, self.dtype, self.attention),
-                    sparsify=config.sparsify,
-                    keep_rate=self.keep_rate,
-                    name=name,
-                )
-                x, places = block(x, places)
+                x, places = self._block(i, thins=True)(x, places, bias)
                 stages.append(places)
             else:
-                compute = {"dtype": self.dtype, "attention": self.attention}
-                x = vit_block(*sizes, name, remat=self.remat, **compute)(x)
+                x = self._block(i)(x, bias=bias)
             x, branch = adapters(i, x, branch)
         return x, stages
 
-    def _positions(self) -> Float[Array, "n d"]:
-        rows, cols = self.grid
+    def _block(self, i: int, thins: bool = False) -> Block:
+        config, layout = self.config, self.config.layout
+        options = vit_options(config.num_heads, config.mlp_dim, self.dtype, self.attention) | {
+            "eps": layout.eps,
+            "activation": layout.activation,
+            "layer_scale": layout.layer_scale,
+            "name": f"block_{i}",
+        }
+        if not thins:
+            return block_class(self.remat)(**options)
+        thinning = {"sparsify": config.sparsify, "keep_rate": self.keep_rate}
+        return block_class(self.remat, ThinningBlock)(**options, **thinning)
+
+    def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "t n d"]]:
+        """What is added to the leading tokens of a frame, and to its patches at each time."""
+        (rows, cols), width, prefix = self.grid, self.config.width, self.config.layout.prefix
+        if self.config.positions == "sincos_clip":
+            table = sincos_clip_positions(t * rows * cols, width)
+            return jnp.zeros((1, width)), jnp.asarray(table).reshape(t, rows * cols, width)
         if self.config.positions == "learned":
-            return self.param("positions", TOKEN_INIT, (rows * cols, self.config.width))
-        return jnp.asarray(sincos_positions(rows, cols, self.config.width))
+            table = self.param("positions", TOKEN_INIT, (prefix + rows * cols, width))
+            return table[:prefix], repeat(table[prefix:], "n d -> t n d", t=t)
+        table = jnp.asarray(sincos_positions(rows, cols, width))
+        return jnp.zeros((1, width)), repeat(table, "n d -> t n d", t=t)

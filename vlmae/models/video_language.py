@@ -52,7 +52,7 @@ class VideoLanguageModel(nn.Module):
         self.fusion = FUSIONS[config.fusion.kind](config.fusion, config.text, **mode)
         self.word_reader = WordReader(config.text, config.dtype, config.attention)
         self.pixel_decoder = PixelDecoder(
-            config.pixel_decoder, self.grid, 3 * config.video.patch_size**2, **mode
+            config.pixel_decoder, self.grid, config.video.patch_pixels, **mode
         )
         self.video_projection = Projection(config.embed_dim)
         self.text_projection = Projection(config.embed_dim)
@@ -73,7 +73,11 @@ class VideoLanguageModel(nn.Module):
         side = self.image_size // self.config.video.patch_size
         return side, side
 
-    def patches(self, video: UInt8[Array, "b t h w 3"]) -> Float[Array, "b t n p"]:
+    def num_times(self, num_frames: int) -> int:
+        """Times at which a clip has patches: one for each tubelet of frames."""
+        return max(1, num_frames // self.config.video.layout.tubelet)
+
+    def patches(self, video: UInt8[Array, "b f h w 3"]) -> Float[Array, "b t n p"]:
         """The normalized pixels of every patch: the encoder's input and the decoder's target.
 
         Raises:
@@ -81,10 +85,12 @@ class VideoLanguageModel(nn.Module):
         """
         if video.shape[2:4] != (self.image_size, self.image_size):
             raise ValueError(f"frames of {video.shape[2:4]}, but image_size is {self.image_size}")
-        return patchify(normalize_pixels(video), self.config.video.patch_size)
+        encoder = self.config.video
+        pixels = normalize_pixels(video, encoder.layout)
+        return patchify(pixels, encoder.patch_size, encoder.layout.tubelet)
 
     def encode_video(
-        self, video: UInt8[Array, "b t h w 3"], mask: PatchMask | None = None
+        self, video: UInt8[Array, "b f h w 3"], mask: PatchMask | None = None
     ) -> VideoFeatures:
         """Encodes the patches that the mask keeps, or all of them."""
         return self.video_encoder(self.patches(video), mask)
