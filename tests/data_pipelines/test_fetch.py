@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import fetch as fetch_lib
+from data_pipelines.checksum import sha256_of
 from data_pipelines.fetch import ARCHIVES, Archive, FetchError, fetch
 
 GOOD = b"the archive"
@@ -153,7 +154,9 @@ def test_missing_pip_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_unknown_data_set_lists_the_known_ones(tmp_path):
-    with pytest.raises(FetchError, match=r"'emoji'.*\['easy_vqa', 'emojivid'\]"):
+    with pytest.raises(
+        FetchError, match=r"'emoji'.*\['easy_vqa', 'emojivid', 'minilm', 'vit_s14'\]"
+    ):
         fetch("emoji", tmp_path)
 
 
@@ -175,4 +178,4 @@ def test_pinned_archives_are_named_once_and_hashes_are_whole():
 def test_real_fetch_of_the_smallest_archive(tmp_path):
     table = {"emojibase": ARCHIVES["emojivid"][:1]}
     (path,) = fetch("emojibase", tmp_path, table).values()
-    assert fetch_lib.sha256_of(path) == table["emojibase"][0].sha256
+    assert sha256_of(path) == table["emojibase"][0].sha256
