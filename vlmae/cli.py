@@ -191,15 +191,22 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
 
 
 def with_source_tokenizer(config: ExperimentConfig) -> ExperimentConfig:
-    """Takes the tokenizer of the run that the parameters come from, unless another is given.
+    """Takes the tokenizer of what the parameters come from, unless another is given.
 
     By any other tokenizer words would have other meanings. That there is such a run is checked
     where its parameters are read.
     """
-    source = Path(config.train.init_from).expanduser()
-    if config.data.tokenizer or not config.train.init_from or not source.is_dir():
+    train = config.train
+    if config.data.tokenizer or not (train.init_from or train.init.text):
         return config
-    return override(config, {"data.tokenizer": f"{source}/tokenizer"})
+    if train.init.text:
+        from vlmae.interop.published import find  # safetensors, only where it is needed
+
+        return override(config, {"data.tokenizer": str(find(train.init.text))})
+    source = Path(train.init_from).expanduser()
+    return (
+        override(config, {"data.tokenizer": f"{source}/tokenizer"}) if source.is_dir() else config
+    )
 
 
 def with_classes(config: ExperimentConfig, classes: Classes) -> ExperimentConfig:

@@ -129,6 +129,16 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Published weights to start from: folders, or names of models on the hub."""
+
+    text: str = ""
+    """A BERT for the text encoder; its upper layers go to the fusion, if that is made of layers."""
+    video: str = ""
+    """A ViT, DeiT, ViT-MAE, DINOv2, CLIP, BEiT or VideoMAE for the video encoder."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The loop: how long, and what happens how often."""
 
@@ -143,13 +153,19 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     init_from: str = ""
-    """Work directory whose last checkpoint gives the initial parameters."""
+    """Work directory or export whose parameters are the initial ones."""
+    init: InitConfig = InitConfig()
+    """In its place, published weights for single parts."""
 
     def __post_init__(self):
         for name in ("steps", "log_every_steps", "save_every_steps", "keep_checkpoints"):
             value = getattr(self, name)
             check(value >= 1, f"train.{name} must be at least 1, not {value}")
         check(self.eval_every_steps >= 0, "train.eval_every_steps must not be negative")
+        check(
+            not (self.init_from and (self.init.text or self.init.video)),
+            "train.init_from gives all parameters: not with train.init",
+        )
 
 
 @dataclass(frozen=True)

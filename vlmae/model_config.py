@@ -162,9 +162,9 @@ class VideoEncoderConfig:
     """Hidden width of the feed-forward network."""
     patch_size: int = 16
     """Side of a square patch in pixels."""
-    positions: Literal["sincos", "learned", "sincos_clip"] = "sincos"
+    positions: Literal["sincos", "learned", "sincos_clip", "none"] = "sincos"
     """sincos: fixed, 2-D, of the patches of a frame (MAE); learned: of [CLS], extra tokens and
-    patches (ViT); sincos_clip: fixed, 1-D, of all patches of a clip (VideoMAE)."""
+    patches (ViT); sincos_clip: fixed, 1-D, of all patches of a clip (VideoMAE); none (BEiT)."""
     layout: VitLayout = VitLayout()
     """How the encoder differs from MAE's."""
     mask: MaskConfig = MaskConfig()

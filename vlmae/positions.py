@@ -13,7 +13,8 @@ def fit_positions(
 ) -> Float[Array, "m d"] | None:
     """The table of parameter `name`, as long as its initial value; None if it holds no positions.
 
-    Patches are interpolated in the square grid (bicubic), frames in time (linear). Words keep their
+    Patches are interpolated in the square grid (bicubic), their offsets linearly, frames in time
+    (linear). Words keep their
     positions: those beyond the source's longest text keep their initial values.
     """
     if initial.ndim != 2 or source.shape[1:] != initial.shape[1:]:
@@ -25,6 +26,8 @@ def fit_positions(
         return jax.image.resize(source, initial.shape, "linear")
     if name == "video_encoder/positions":
         return resize_grid(source, len(initial))
+    if name.startswith("video_encoder/relative_bias/"):
+        return resize_offsets(source, len(initial))
     return None
 
 
@@ -42,6 +45,17 @@ def resize_grid(source: Float[Array | np.ndarray, "n d"], count: int) -> Float[A
     grid = jnp.reshape(source[prefix:], (old, old, -1))
     resized = jnp.einsum("yr,xc,rcd->yxd", rows, rows, grid, precision="highest")
     return jnp.concatenate([source[:prefix], resized.reshape(new**2, -1)])
+
+
+def resize_offsets(source: Float[Array | np.ndarray, "n h"], count: int) -> Float[Array, "m h"]:
+    """A table of relative biases for another square grid: offsets interpolated linearly (BEiT).
+
+    The last three entries, of [CLS], stay as they are.
+    """
+    old, new = math.isqrt(len(source) - 3), math.isqrt(count - 3)
+    grid = jnp.reshape(source[:-3], (old, old, -1))
+    resized = jax.image.resize(grid, (new, new, grid.shape[2]), "linear", antialias=False)
+    return jnp.concatenate([resized.reshape(new**2, -1), source[-3:]])
 
 
 def bicubic_matrix(old: int, new: int) -> Float[np.ndarray, "m n"]:

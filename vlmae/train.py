@@ -13,9 +13,11 @@ from einops import rearrange
 from jaxtyping import Array, Int, Key, PyTree
 
 from data_pipelines.records import Batch
-from vlmae.checkpoint import Checkpoints, load_params
+from vlmae.checkpoint import Checkpoints
 from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
+from vlmae.files import write_whole
+from vlmae.initial import initial_params
 from vlmae.metric_writer import MetricWriter, Progress
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.objectives import compute_losses
@@ -32,8 +34,8 @@ from vlmae.sharding import (
 )
 from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter
-from vlmae.state import TrainState, init_state, merge_params
-from vlmae.workdir import check_workdir, claim_workdir
+from vlmae.state import TrainState, init_state
+from vlmae.workdir import INIT_REPORT, check_workdir, claim_workdir
 
 Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
 BAD_CLIPS_JUDGED_AFTER = 1000  # clips seen before the share of bad ones may stop a run
@@ -173,12 +175,15 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
 
 
 def start_state(
-    config: ExperimentConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, notify: Callable
-) -> TrainState:
-    """The run's own last checkpoint, or `train.init_from`, or a new state from the seed.
+    config: ExperimentConfig, mesh: jax.sharding.Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, str]:
+    """The run's own last checkpoint, or a new state from the seed and `train.init_from` or `init`.
+
+    Returns:
+      The state, and what was loaded into it; nothing where it is new or the run goes on.
 
     Raises:
-      ValueError: the checkpoint has other shapes, or lies beyond the last step.
+      ValueError: the checkpoint has other shapes, or lies beyond the last step; or see `initial`.
     """
     init = make_init(config)
     abstract = jax.eval_shape(init, 0)
@@ -189,16 +194,12 @@ def start_state(
             raise ValueError(
                 f"the checkpoint is at step {step}, beyond train.steps={config.train.steps}"
             )
-        notify(f"continuing from step {step}")
+        print(f"continuing from step {step}")
         place = functools.partial(jax.tree.map, _with_sharding)
-        return checkpoints.restore(step, place(abstract, shardings))
+        return checkpoints.restore(step, place(abstract, shardings)), ""
     state = jax.jit(init, out_shardings=shardings)(config.seed)
-    if config.train.init_from:
-        source, source_step = load_params(Path(config.train.init_from).expanduser())
-        params, report = merge_params(state.params, source)
-        notify(f"from step {source_step} of {config.train.init_from}: {report}")
-        state = state.replace(params=params)
-    return state
+    params, report = initial_params(config, state.params)
+    return state.replace(params=params), report
 
 
 def _with_sharding(x: jax.ShapeDtypeStruct, sharding) -> jax.ShapeDtypeStruct:
@@ -251,8 +252,11 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
-        state = start_state(config, mesh, checkpoints, print)
+        state, loaded = start_state(config, mesh, checkpoints)
         claim_workdir(config, workdir)
+        if loaded:
+            print(loaded)
+            write_whole(workdir / INIT_REPORT, loaded + "\n")
         start, last = int(state.step), config.train.steps
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, last)))

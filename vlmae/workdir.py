@@ -31,6 +31,7 @@ RESUME_MAY_CHANGE = (
     "train.save_every_steps",
     "train.keep_checkpoints",
 )
+INIT_REPORT = "init.txt"  # what was loaded before the first step, name by name
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "vlmae")
 
 

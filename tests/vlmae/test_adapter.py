@@ -12,12 +12,12 @@ from oracles import attend, dense, layer_norm
 from vlmae import objectives
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
+from vlmae.initial import merge_params
 from vlmae.model_config import AdapterConfig
 from vlmae.models.adapter import Adapter
 from vlmae.models.video_language import build_model
 from vlmae.optim import freeze, is_frozen, make_optimizer
 from vlmae.sharding import path_name
-from vlmae.state import merge_params
 
 KEY = jax.random.key(3)
 BATCH = random_batch(4, frames=4)

@@ -7,9 +7,9 @@ import pytest
 from helpers import SMALL, init_params, random_batch, randomize
 
 from vlmae.config_tree import override
+from vlmae.initial import merge_params
 from vlmae.models.video_language import build_model
 from vlmae.positions import fit_positions, resize_grid
-from vlmae.state import merge_params
 
 TEXT, TIME = "text_encoder/embeddings/position/embedding", "video_encoder/temporal/embedding"
 GRID = "video_encoder/positions"

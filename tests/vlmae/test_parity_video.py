@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_weights import Weights, mae_decoder, mae_encoder, randomize, saved_weights
+from torch_weights import (
+    Weights,
+    mae_decoder,
+    mae_encoder,
+    randomize,
+    saved_weights,
+    set_sincos_positions,
+)
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from vlmae.losses import normalize_patches, reconstruction_loss
@@ -61,16 +68,6 @@ def reference() -> Reference:
     noise = rng.random((CLIPS, FRAMES, NUM_PATCHES)).astype(np.float32)
     tensor = torch.tensor(pixels, dtype=torch.float32)
     return Reference(video, noise, model, tensor, saved_weights(model))
-
-
-def set_sincos_positions(model: ViTMAEForPreTraining) -> None:
-    """Fills the fixed positions by transformers' own code; some releases leave them at zero."""
-    for part in (*model.parameters(), model.vit.embeddings.patch_embeddings.projection):
-        part._is_hf_initialized = False
-    model.vit.embeddings.initialize_weights()
-    model.decoder.initialize_weights(NUM_PATCHES)
-    assert model.vit.embeddings.position_embeddings.any()
-    assert model.decoder.decoder_pos_embed.any()
 
 
 def folded_noise(reference: Reference) -> torch.Tensor:

@@ -126,15 +126,14 @@ def test_init_from_takes_only_parameters(tiny_config, tmp_path, unbroken):
     text = dataclasses.replace(tiny_config.model.text, vocab_size=166, cls_id=2, mask_id=4)
     model = dataclasses.replace(tiny_config.model, embed_dim=4, text=text)
     config = with_train(dataclasses.replace(tiny_config, model=model), init_from=str(unbroken))
-    said = []
     with Checkpoints(tmp_path) as checkpoints:
         mesh = make_mesh(config.mesh)
-        state = start_state(config, mesh, checkpoints, said.append)
-        fresh = start_state(with_train(config, init_from=""), mesh, checkpoints, said.append)
+        state, report = start_state(config, mesh, checkpoints)
+        fresh, nothing = start_state(with_train(config, init_from=""), mesh, checkpoints)
     assert int(state.step) == 0 and all(not x.any() for x in jax.tree.leaves(state.opt_state))
-    assert f"from step 8 of {unbroken}: loaded " in said[0]
-    assert "mismatched: text_projection/dense/kernel: (16, 8) in the source, (16, 4) in" in said[0]
-    assert "missing" not in said[0] and "unused" not in said[0]
+    assert f"from step 8 of {unbroken}: loaded " in report and not nothing
+    assert "mismatched: text_projection/dense/kernel: (16, 8) in the source, (16, 4) in" in report
+    assert "missing" not in report and "unused" not in report
     source, initial, loaded = flat_params(unbroken), by_name(fresh.params), by_name(state.params)
     for name, values in loaded.items():
         expected = initial if "_projection/" in name else source

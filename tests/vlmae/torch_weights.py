@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTMAEForPreTraining
 
 Weights = dict[str, np.ndarray]
 
@@ -22,6 +22,16 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def set_sincos_positions(model: ViTMAEForPreTraining) -> None:
+    """Fills the fixed positions by transformers' own code; some releases leave them at zero."""
+    for part in (*model.parameters(), model.vit.embeddings.patch_embeddings.projection):
+        part._is_hf_initialized = False
+    model.vit.embeddings.initialize_weights()
+    model.decoder.initialize_weights(model.vit.embeddings.patch_embeddings.num_patches)
+    assert model.vit.embeddings.position_embeddings.any()
+    assert model.decoder.decoder_pos_embed.any()
 
 
 def saved_weights(model: PreTrainedModel) -> Weights:

@@ -153,9 +153,12 @@ class VideoEncoder(nn.Module):
         return nn.LayerNorm(epsilon=self.config.layout.eps, dtype=self.dtype, name=name)
 
     def _blocks(
-        self, x: Float[Array, "f q d"], places: Int[Array, "f k"]
-    ) -> tuple[Float[Array, "f r d"], list[Int[Array, "f _"]]]:
-        """The tokens after all blocks; their places at the start and after each thinning stage."""
+        self, x: Float[Array, "f q d"], places: Int[Array, "g k"]
+    ) -> tuple[Float[Array, "f r d"], list[Int[Array, "g _"]]]:
+        """The tokens after all blocks; their places at the start and after each thinning stage.
+
+        With joint attention the tokens of all frames of a clip are one row, but not their places.
+        """
         config, stages, branch = self.config, [places], None
         adapters = ShallowAdapters(config.adapter, self.dtype, self.attention, name="adapters")
         relative = (config.layout.relative_bias, config.num_heads, self.grid)
@@ -192,5 +195,7 @@ class VideoEncoder(nn.Module):
         if self.config.positions == "learned":
             table = self.param("positions", TOKEN_INIT, (prefix + rows * cols, width))
             return table[:prefix], repeat(table[prefix:], "n d -> t n d", t=t)
-        table = jnp.asarray(sincos_positions(rows, cols, width))
+        shape = (rows * cols, width)
+        none = self.config.positions == "none"
+        table = jnp.zeros(shape) if none else jnp.asarray(sincos_positions(rows, cols, width))
         return jnp.zeros((1, width)), repeat(table, "n d -> t n d", t=t)

@@ -1,0 +1,1 @@
+"""Weights in from Hugging Face layouts; out to PyTorch."""

@@ -1,0 +1,183 @@
+"""Tensors of published files to parameters and back, by the rules of a family. Pure functions."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from vlmae.interop.families import Family, Rule
+from vlmae.model_config import ModelConfig
+from vlmae.models.embeddings import sincos_positions
+
+Tensors = dict[str, np.ndarray]
+
+
+class Kind(NamedTuple):
+    """How a tensor becomes a parameter, and a parameter a tensor."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray, ModelConfig], np.ndarray]
+
+
+def _read_patches(x: np.ndarray) -> np.ndarray:
+    """The kernel of a convolution over patches, as a matrix from pixels (frame, y, x, rgb)."""
+    return rearrange(x if x.ndim == 5 else x[:, :, None], "d c f p q -> (f p q c) d")
+
+
+def _write_patches(x: np.ndarray, model: ModelConfig) -> np.ndarray:
+    patch = model.video.patch_size
+    return rearrange(x, "(f p q c) d -> d c f p q", c=3, p=patch, q=patch)
+
+
+KINDS = {
+    "same": Kind(lambda x: x, lambda x, _: x),
+    "transpose": Kind(np.transpose, lambda x, _: np.transpose(x)),
+    "row": Kind(lambda x: x[0, 0], lambda x, _: x[None, None]),
+    "rows": Kind(lambda x: x[0], lambda x, _: x[None]),
+    "conv": Kind(_read_patches, lambda x, model: _write_patches(x, model)[:, :, 0]),
+    "conv3d": Kind(_read_patches, _write_patches),
+}
+
+
+class Read(NamedTuple):
+    """What the tensors of a file became."""
+
+    params: PyTree
+    unused: list[str]  # names in the file for which there is no parameter
+
+
+def read_tensors(tensors: Mapping[str, np.ndarray], family: Family, model: ModelConfig) -> Read:
+    """Parameters of the encoder (and fusion, pixel decoder) that a family's tensors are.
+
+    Where two tensors are one parameter, that of the bare encoder counts.
+
+    Raises:
+      ValueError: positions that the family has fixed are not those of the formula; names the
+        tensor.
+    """
+    found: Tensors = {}
+    unused = []
+    for name in sorted(tensors, key=lambda name: not name.startswith(family.prefixes[0])):
+        rule, path = _parameter(_bare(name, family), family, model)
+        if rule is not None and rule.kind == "fixed":
+            check_fixed(name, tensors[name])
+        elif rule is None or path is None or path in found:
+            unused.append(name)
+        else:
+            found[path] = KINDS[rule.kind].read(tensors[name])
+    found |= _zeros(family, found, model)
+    return Read(_tree(found), sorted(unused))
+
+
+def write_tensors(params: PyTree, family: Family, model: ModelConfig) -> Tensors:
+    """The family's tensors of parameters, float32 and contiguous; those of other parts are left.
+
+    Raises:
+      ValueError: a parameter that the family lacks is not zero, so it cannot be left out.
+    """
+    tensors: Tensors = {}
+    for path, x in flatten_dict(params, sep="/").items():
+        layered, i = to_block(path, model)
+        if layered in family.absent:
+            if not layered.endswith("attention/key/bias") and np.any(x):  # softmax ignores that one
+                raise ValueError(f"{path} is not zero, and {family.model_class} has none")
+            continue
+        for rule in family.rules:
+            layer = _layer(rule.ours, layered, i)
+            written = not rule.only or rule.only == model.video.layout.frame_cls
+            if layer is not None and written:
+                name = rule.theirs.split("|")[0].replace("{i}", layer)
+                value = KINDS[rule.kind].write(np.asarray(x), model)
+                tensors[name] = np.ascontiguousarray(value, np.float32)
+                break
+    return tensors
+
+
+def to_block(path: str, model: ModelConfig) -> tuple[str, str]:
+    """A parameter's path with its encoder block as {block}, and the number of that block.
+
+    The layers of a BERT are those of the text encoder, then those of the fusion.
+    """
+    found = re.match(r"(video_encoder|text_encoder|fusion)/block_(\d+)/(.*)", path)
+    if not found:
+        return path, ""
+    number = int(found[2]) + (model.text.depth if found[1] == "fusion" else 0)
+    return f"{{block}}/{found[3]}", str(number)
+
+
+def from_block(path: str, i: int, part: str, model: ModelConfig) -> str | None:
+    """The inverse of `to_block`; None for a layer that the model does not have."""
+    if part == "video":
+        return (
+            path.replace("{block}", f"video_encoder/block_{i}") if i < model.video.depth else None
+        )
+    if i < model.text.depth:
+        return path.replace("{block}", f"text_encoder/block_{i}")
+    fused = i - model.text.depth
+    if model.fusion.kind == "multiway" or fused >= model.fusion.depth:
+        return None
+    return path.replace("{block}", f"fusion/block_{fused}")
+
+
+def check_fixed(name: str, table: np.ndarray) -> None:
+    """Raises ValueError if MAE's positions, [CLS] first, are not the 2-D sine-cosine ones."""
+    side = round((table.shape[1] - 1) ** 0.5)
+    expected = np.pad(sincos_positions(side, side, table.shape[2]), ((1, 0), (0, 0)))
+    if table.shape[1] != side**2 + 1 or np.abs(table[0] - expected).max() > 1e-4:
+        raise ValueError(
+            f"{name} is not the 2-D sine-cosine table of MAE: use model.video.positions=learned "
+            "and a config.json with model_type vit"
+        )
+
+
+def _bare(name: str, family: Family) -> str:
+    """A tensor's name in the bare encoder; old files call a norm's parameters gamma and beta."""
+    name = name.removeprefix(family.prefixes[0])
+    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+
+
+def _parameter(
+    name: str, family: Family, model: ModelConfig
+) -> tuple[Rule, str | None] | tuple[None, None]:
+    """The rule for a tensor, and the path of its parameter; None where the model lacks it."""
+    for rule in family.rules:
+        for theirs in rule.theirs.split("|"):
+            found = re.fullmatch(re.escape(theirs).replace(r"\{i\}", r"(\d+)"), name)
+            if not found:
+                continue
+            if "{block}" in rule.ours:
+                return rule, from_block(rule.ours, int(found[1]), family.part, model)
+            return rule, rule.ours.replace("{i}", found[1] if found.groups() else "")
+    return None, None
+
+
+def _layer(ours: str, path: str, i: str) -> str | None:
+    """The layer's number if the path fits the pattern ("" where it has none), else None."""
+    found = re.fullmatch(re.escape(ours).replace(r"\{i\}", r"(\d+)"), path)
+    if not found:
+        return None
+    return found[1] if found.groups() else i
+
+
+def _zeros(family: Family, found: Iterable[str], model: ModelConfig) -> Tensors:
+    """The parameters that the family lacks, in every layer that it has."""
+    width = (model.video if family.part == "video" else model.text).width
+    layers = {to_block(path, model)[1] for path in found} - {""}
+    paths = [
+        path
+        for absent in family.absent
+        for path in (
+            [from_block(absent, int(i), family.part, model) for i in layers]
+            if "{block}" in absent
+            else [absent]
+        )
+    ]
+    return {path: np.zeros(width, np.float32) for path in paths if path is not None}
+
+
+def _tree(flat: Mapping[str, Any]) -> PyTree:
+    return unflatten_dict(dict(flat), sep="/")
