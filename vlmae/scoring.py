@@ -88,7 +88,8 @@ def rank_answers(
     Only those of the `top_k` likeliest first words are scored whole; the others get NEVER.
     """
     fused = model.fuse(text, video)
-    b, (c, _), k = len(fused), answers.ids.shape, min(top_k, len(answers.ids))
+    b, c = fused.shape[0], answers.ids.shape[0]
+    k = min(top_k, c)
     start = jnp.broadcast_to(answers.ids[:1, :1], (b, 1))
     first = model.decode_answer(start, text, fused)[:, 0]
     _, chosen = jax.lax.top_k(first[:, answers.ids[:, 1]], k)

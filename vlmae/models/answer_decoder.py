@@ -47,7 +47,7 @@ class AnswerDecoder(nn.Module):
         )
         x = embeddings(ids)
         a = ids.shape[1]
-        causal = jnp.broadcast_to(jnp.tri(a, dtype=bool), (len(ids), a, a))
+        causal = jnp.broadcast_to(jnp.tri(a, dtype=bool), (ids.shape[0], a, a))
         for i in range(self.depth):
             x = bert_block(
                 text,

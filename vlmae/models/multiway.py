@@ -50,7 +50,7 @@ class AdaptPooling(nn.Module):
             normed = vit_norm("source_norm", self.dtype)(source)
             return attention(vit_norm("norm", self.dtype)(queries), normed, lengths).tokens
         if lengths is None:
-            lengths = jnp.full(len(source), num_tokens)
+            lengths = jnp.full(source.shape[:1], num_tokens)
         if self.kind == "global":
             scores = self._importance(source, num_latents)
             return weighted_pool(source, scores, valid_tokens(lengths, num_tokens))

@@ -69,7 +69,7 @@ class PixelDecoder(nn.Module):
             )(x)
         x = vit_norm("norm", self.dtype)(x[:, 1:])
         pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)
-        return Painted(rearrange(pixels, "(b t) s p -> b t s p", b=len(places)), places)
+        return Painted(rearrange(pixels, "(b t) s p -> b t s p", t=places.shape[1]), places)
 
     def _places(self, video: VideoFeatures) -> Int[Array, "b t s"]:
         b, t, n = video.removed_mask.shape

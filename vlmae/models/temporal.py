@@ -50,7 +50,7 @@ class Temporal(nn.Module):
             )
             if aligned:
                 x = block(rearrange(tokens, "b t q d -> (b q) t d"))
-                tokens = rearrange(x, "(b q) t d -> b t q d", b=len(tokens))
+                tokens = rearrange(x, "(b q) t d -> b t q d", q=tokens.shape[2])
             else:
                 flat = rearrange(places, "b t q -> b (t q)")
                 mask = flat[:, :, None] == flat[:, None, :]

@@ -139,7 +139,7 @@ class VideoEncoder(nn.Module):
             if layout.extra_tokens:
                 tokens.append(self.param("extra", TOKEN_INIT, (layout.extra_tokens, width)))
             prefix = (jnp.concatenate(tokens) + leading).astype(self.dtype)
-            x = jnp.concatenate([repeat(prefix, "c d -> f c d", f=len(x)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape)), x], axis=1)
         return self._norm("input_norm")(x) if layout.input_norm else x
 
     def _led(self, x: Float[Array, "f q d"]) -> Float[Array, "f r d"]:
