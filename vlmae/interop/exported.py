@@ -1,4 +1,4 @@
-"""What the `config.json` of an exported folder says, and the parameters that follow from it."""
+"""A run as an exported folder: what its `config.json` says, and the way back to parameters."""
 
 import dataclasses
 import functools
@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import from_dict
+from vlmae.interop.published import WEIGHTS, read_folder, read_json
+from vlmae.interop.torch_names import from_torch
 from vlmae.model_config import ModelConfig
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
@@ -23,7 +25,7 @@ TEMPORAL = "video_encoder.temporal"
 
 
 class Exported(NamedTuple):
-    """The model of an exported folder, apart from its parameters."""
+    """The model of an exported folder, without its parameters."""
 
     model: ModelConfig
     image_size: int  # pixels
@@ -33,7 +35,12 @@ class Exported(NamedTuple):
 
 
 def describe(config: ExperimentConfig, params: PyTree, step: int) -> dict:
-    """The contents of `config.json` for the checkpoint of a run."""
+    """The contents of `config.json` for the checkpoint of a run; "experiment" is all but the model.
+
+    What stands at the top is for those who serve the model: the sizes that a clip and a text had
+    in evaluation, what the model consists of, and the template of multiple-choice questions.
+    """
+    experiment = dataclasses.asdict(config)
     temporal = [TEMPORAL] if "temporal" in params.get("video_encoder", {}) else []
     selector = config.model.selector.kind
     chooses = ["frame_selector"] if selector in ("uniform", "random") else []  # no parameters
@@ -52,31 +59,82 @@ def describe(config: ExperimentConfig, params: PyTree, step: int) -> dict:
         "num_frames": config.data.eval.num_frames,
         "text_len": config.data.text_len,
         "num_options": 0 if head is None else head["bias"].shape[0],
-        "options": config.objectives.mcm_template if head else "",
+        "options_template": config.objectives.mcm_template if head else "",
         "parts": sorted([*params, *temporal, *chooses]),
-        "model": dataclasses.asdict(config.model),
+        "model": experiment.pop("model"),
+        "experiment": experiment,
     }
 
 
-def read_description(described: dict, path: Path) -> Exported:
-    """The inverse of `describe`.
+def read_description(path: Path) -> tuple[Exported, ExperimentConfig]:
+    """What `describe` gave, and the config of the run, from a `config.json`.
 
     Raises:
-      ValueError: another format version, or a field that is missing, unknown or out of range;
-        names the file.
+      ValueError: the file is not that of an export, of another format version, or a field is
+        missing, unknown or out of range; names the file.
     """
+    described = read_json(path)
+    if described.get("model_type") != "vlmae":
+        kind = described.get("model_type")
+        raise ValueError(f"{path}: model_type is {kind!r}, not 'vlmae'; see train.init")
     version = described.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version is {version}, but {FORMAT_VERSION} is needed")
-    fields = {name: described[name] for name in Exported._fields if name in described}
-    missing = sorted(set(Exported._fields) - set(fields))
+    missing = sorted({*Exported._fields, "experiment"} - described.keys())
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} is missing")
     try:
-        fields["model"] = from_dict(ModelConfig, fields["model"], "model")
+        whole = described["experiment"] | {"model": described["model"]}
+        config = from_dict(ExperimentConfig, whole)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return Exported(**fields | {"parts": tuple(fields["parts"])})
+    fields = {name: described[name] for name in Exported._fields}
+    fields |= {"model": config.model, "parts": tuple(described["parts"])}
+    return Exported(**fields), config
+
+
+def read_export_config(folder: Path) -> ExperimentConfig:
+    """The config of the run that a folder is an export of.
+
+    Raises:
+      ValueError: see `read_description`.
+    """
+    return read_description(folder / "config.json")[1]
+
+
+def load_export(folder: Path) -> tuple[PyTree, Exported]:
+    """The parameters of an exported folder, as they were in the run, and what they belong to.
+
+    Raises:
+      ValueError: a file is damaged, of another version, a pickle; or a tensor is missing,
+        unexpected or of another shape; names the file and the tensors.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; an export is one, and pickle files are not read")
+    tensors = read_folder(folder)  # first of all: it says what to do about pickle files
+    exported, _ = read_description(folder / "config.json")
+    try:
+        params = from_torch(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from error
+    check_parameters(params, exported, folder / WEIGHTS)
+    return params, exported
+
+
+def check_parameters(params: PyTree, exported: Exported, source: Path) -> None:
+    """Raises ValueError, with all differences in a line, unless the parameters are the model's."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = {path_name(path): leaf.shape for path, leaf in leaves}
+    expected = parameter_shapes(exported)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if found[name] != expected[name]:
+            problems.append(f"{name} is {found[name]} instead of {expected[name]}")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        shown = "; ".join(problems[:5])
+        raise ValueError(f"{source} does not fit its config.json: {shown}{more}")
 
 
 def parameter_shapes(exported: Exported) -> dict[str, tuple[int, ...]]:

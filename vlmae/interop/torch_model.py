@@ -501,7 +501,7 @@ class VideoEncoder(Stacks):
         if kind == "sincos_clip":
             table = sincos_clip_positions(t * self.side**2, width).unflatten(0, (t, -1))
         else:
-            table = sincos_positions(self.side, width).expand(t, -1, -1)
+            table = sincos_positions(self.side, width).expand(t, -1, -1) * (kind != "none")
         return like.new_zeros(1, width), table.to(like)
 
 

@@ -1,14 +1,22 @@
 """Small models with every part, random parameters for them, and batches."""
 
 import dataclasses
+import json
+from pathlib import Path
 
+import jax
 import numpy as np
-from helpers import CLS, FIRST_WORD, SEP, SMALL, VOCAB
+from helpers import CLS, FIRST_WORD, SEP, SMALL, VOCAB, init_params, random_batch
 from jaxtyping import PyTree
 
-from vlmae.config import ExperimentConfig
+from data_pipelines.tokenize import Tokenizer
+from vlmae.checkpoint import Checkpoints
+from vlmae.config import ExperimentConfig, save_config
 from vlmae.config_tree import override
 from vlmae.interop.exported import FORMAT_VERSION, TEMPORAL, Exported, parameter_shapes
+from vlmae.models.video_language import build_model
+from vlmae.result import write_result
+from vlmae.sharding import path_name
 
 PARTS = (
     "answer_decoder",
@@ -26,6 +34,8 @@ PARTS = (
     "word_transform",
 )
 OPTIONS, CLASSES, FRAMES, CLIPS = 4, 5, 4, 3
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
+WORDS = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), VOCAB))]
 
 
 def config_with(changes: dict) -> ExperimentConfig:
@@ -57,9 +67,14 @@ def description(exported: Exported) -> dict:
 
 
 def random_params(exported: Exported, seed: int = 0) -> PyTree:
+    """Random parameters of all its parts."""
+    return random_tree(parameter_shapes(exported), seed)
+
+
+def random_tree(shapes: dict[str, tuple[int, ...]], seed: int) -> PyTree:
     """Noise on every parameter: around one for scales, around zero for all else."""
     rng, params = np.random.default_rng(seed), {}
-    for path, shape in parameter_shapes(exported).items():
+    for path, shape in shapes.items():
         *parents, leaf = path.split("/")
         node = params
         for part in parents:
@@ -96,3 +111,29 @@ def random_answers(count: int = CLASSES) -> tuple[np.ndarray, np.ndarray]:
         words = [first, *rng.integers(FIRST_WORD, VOCAB, row % 3)]
         ids[row, : len(words) + 2] = [CLS, *words, SEP]
     return ids, ids > 0
+
+
+def run_params(config: ExperimentConfig, seed: int = 0) -> PyTree:
+    """Random parameters of all that the objectives of a run use."""
+
+    def init() -> PyTree:
+        batch = random_batch(2, config.data.eval.num_frames)
+        return init_params(build_model(config), batch, config.objectives)
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init))
+    return random_tree({path_name(path): leaf.shape for path, leaf in leaves}, seed)
+
+
+def save_run(config: ExperimentConfig, workdir: Path, params: PyTree | None = None) -> Path:
+    """A work directory as a run of seven steps leaves it."""
+    workdir.mkdir(exist_ok=True)
+    save_config(config, workdir / "config.json")
+    Tokenizer.from_vocabulary(WORDS).save(workdir / "tokenizer")
+    params = run_params(config) if params is None else params
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.manager.delete(7) if checkpoints.latest_step() else None
+        checkpoints.save(7, {"params": params})
+    write_result(workdir, 7, {"retrieval/t2v_r1": 12.341}, 4)
+    environment = {"python": "3.0", "packages": {"jax": "0.0"}}
+    (workdir / "environment.json").write_text(json.dumps(environment))
+    return workdir
