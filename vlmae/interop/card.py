@@ -20,8 +20,8 @@ tags:
 """
 ABOUT = """# {name}
 
-{what}, trained by vlmae, a reimplementation of SMAUG (Lin et al., ICCV 2023) and MuLTI
-(Xu et al., AAAI 2024).
+{what}, trained by vlmae, a reimplementation of SMAUG
+(Lin et al., ICCV 2023) and MuLTI (Xu et al., AAAI 2024).
 """
 USE_MODEL = """```python
 from transformers import AutoModel
@@ -35,11 +35,23 @@ from modeling_vlmae import VideoLanguageModel
 model = VideoLanguageModel.from_folder(".")
 ```
 
-Then `model.match(model.encode_text(ids, mask), model.encode_video(frames))` says how well texts and
-clips fit: `frames` are uint8 [b, {frames}, {size}, {size}, 3], the middles of equal parts of each
-clip; `ids` and `mask` [b, up to {words}] come from `tokenizer.json`. The docstrings of
-`modeling_vlmae.py` say the rest. vlmae itself takes the folder as `--train.init-from FOLDER`.
+Then, with `video = model.encode_video(frames)` and `text = model.encode_text(ids, mask)`:
+
+{calls}
+
+`frames` are uint8 [b, {frames}, {size}, {size}, 3], the middles of equal parts of each clip; `ids`
+and `mask` are [b, up to {words}], by `tokenizer.json`. The docstrings of `modeling_vlmae.py` say
+the rest. vlmae itself takes the folder as `--train.init-from FOLDER`.
 """
+CALLS = {  # part that is needed -> what it does
+    "temperature": "`model.similarity(video, text)`: how alike every clip and every text are",
+    "match_head": "`model.match(text, video)`: how well text i fits clip i",
+    "choice_head": "`model.choose(text, video)`: which option of the question i fits clip i",
+    "classifier": "`model.answer(text, video)`: logits of the names in `classes.json`",
+    "answer_decoder": "`model.answer(text, video, answers)`: log-probabilities of answers",
+    "word_transform": "`model.word_logits(text, video)`: the words at every place of text i",
+    "pixel_decoder": "`model.decode_pixels(video)`: the patches, also those that were masked",
+}
 USE_STOCK = """```python
 from transformers import {model_class}
 model = {model_class}.from_pretrained("FOLDER"{options})
@@ -68,7 +80,7 @@ def model_card(
     whole = "video-language model"
     what = f"The {stock.part} encoder of a {whole}" if stock else f"A {whole}"
     sections = {
-        "Use": _use(config, stock),
+        "Use": _use(config, params, stock),
         "Model": _table(_model_rows(config, params)),
         "Data": _table(_data_rows(config)),
         "Metrics": _metrics(workdir, step),
@@ -79,11 +91,14 @@ def model_card(
     return f"{HEADER}{ABOUT.format(name=config.name, what=what)}\n{body}"
 
 
-def _use(config: ExperimentConfig, stock: Stock | None) -> str:
+def _use(config: ExperimentConfig, params: PyTree, stock: Stock | None) -> str:
     if stock is None:
-        data = config.data
-        sizes = {"frames": data.eval.num_frames, "size": data.image_size, "words": data.text_len}
-        return USE_MODEL.format(**sizes)
+        return USE_MODEL.format(
+            calls="\n".join(f"- {call}" for part, call in CALLS.items() if part in params),
+            frames=config.data.eval.num_frames,
+            size=config.data.image_size,
+            words=config.data.text_len,
+        )
     pooled = stock.model_class in ("BertModel", "ViTModel", "DeiTModel")  # has one beside
     options = ", add_pooling_layer=False" if pooled else ""
     return USE_STOCK.format(model_class=stock.model_class, part=stock.part, options=options)
@@ -102,7 +117,7 @@ def _model_rows(config: ExperimentConfig, params: PyTree) -> dict[str, object]:
         f"patches of {video.patch_size}, {config.data.eval.num_frames} frames of {size} x {size}",
         "text encoder": f"{text.depth} layers, width {text.width}, {text.num_heads} heads, "
         f"{text.vocab_size} words, texts of {config.data.text_len}",
-        "fusion": f"{fusion.kind}, {fusion.depth} layers",
+        "fusion": f"{fusion.kind}, depth {fusion.depth}",
         "masked in training": f"{video.mask.scheme}, {video.mask.ratio}",
         "kept by a stage": f"{video.sparsify.keep_rate} in training, "
         f"{video.sparsify.eval_keep_rate} in evaluation",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokenizers
 from jaxtyping import PyTree
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vlmae.checkpoint import load_params
 from vlmae.config import ExperimentConfig
@@ -91,7 +91,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_tensors(folder: Path, tensors: Tensors) -> None:
     """Writes `model.safetensors`; the metadata is what transformers asks for."""
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def write_tokenizer(source: Path, folder: Path, config: ExperimentConfig) -> None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +144,19 @@ def test_the_exported_module_imports_nothing_but_torch():
     assert anywhere - standard == {"torch", "safetensors"}
 
 
+def test_the_exported_module_runs_without_all_that_made_it(folder):
+    absent = ["jax", "flax", "numpy", "einops", "transformers", "tokenizers", "vlmae"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); import torch;"
+        "from modeling_vlmae import VideoLanguageModel as Model;"
+        "model = Model.from_folder('.'); video = torch.zeros(2, 4, 16, 16, 3, dtype=torch.uint8);"
+        "print(model(video, torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5)).shape)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.stdout == "torch.Size([2])\n", done.stderr
+
+
 def modules_of(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.split(".")[0] for alias in node.names]
@@ -201,7 +215,8 @@ def test_the_card_tells_what_was_run(folder):
         "# experiment",
         "AutoModel.from_pretrained(",
         "VideoLanguageModel.from_folder(",
-        "| fusion | multiway, 1 layers |",
+        "- `model.match(text, video)`",
+        "| fusion | multiway, depth 1 |",
         "| trained on | shapes (train) |",
         "| retrieval/t2v_r1 | 12.34 |",
         "| step | 7 |",
