@@ -140,7 +140,7 @@ def evaluate_workdir(
     All devices of this machine share the work, whatever mesh the run was trained on.
 
     Args:
-      workdir: a run.
+      workdir: a run, or an export of one.
       split: another split of the evaluation data set; default the config's.
       rerank_top_k: candidates to score again with VTM; default the config's.
       choices: options of multiple-choice questions, 0 for none; default the config's.

@@ -22,7 +22,7 @@ def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained
     caption with their scores, and the reconstruction.
 
     Args:
-      workdir: a run.
+      workdir: a run, or an export of one.
       clip: a video file, or an image where the run was trained on images alone.
       caption: the text for which frames are chosen.
       out: the PNG to write.

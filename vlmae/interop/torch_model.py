@@ -231,7 +231,7 @@ def prefix_mask(mask: Tensor) -> Tensor:
 
 def take(x: Tensor, ids: Tensor) -> Tensor:
     """The tokens of x [... m d] at `ids` [... k]."""
-    return torch.take_along_dim(x, ids[..., None], dim=-2)
+    return x.gather(-2, ids[..., None].expand(*ids.shape, x.shape[-1]))
 
 
 def best(scores: Tensor, count: int) -> Tensor:
@@ -462,7 +462,7 @@ class VideoEncoder(Stacks):
         """Tokens with positions [b t q d], [CLS] and extra ones first."""
         b, t = patches.shape[:2]
         leading, table = self._positions(t)
-        x = self.patch_embed(patches) + take(table[None], kept_ids)
+        x = self.patch_embed(patches) + take(table.expand(b, -1, -1, -1), kept_ids)
         if self.prefix:
             tokens = torch.cat([self.cls[None], getattr(self, "extra", self.cls[:0])]) + leading
             x = torch.cat([tokens.expand(b, t, -1, -1), x], dim=2)
@@ -604,7 +604,8 @@ class FrameSelector(Stacks):
 
 def keep_frames(video: VideoFeatures, frames: Tensor) -> VideoFeatures:
     """The features of the chosen frames [b K]."""
-    rows = torch.arange(len(frames), device=frames.device)[:, None]
+    # shape[0], not len(), here and below: a traced model keeps its batch symbolic.
+    rows = torch.arange(frames.shape[0], device=frames.device)[:, None]
     tokens, frame_cls, stages, removed_mask = video
     kept_stages = tuple(places[rows, frames] for places in stages)
     return VideoFeatures(
@@ -740,7 +741,7 @@ class Sampler(nn.Module):
 
         Latents of the other modality may guide them, among the keys ("context") or the queries.
         """
-        z = self.latents.expand(len(source), -1, -1)
+        z = self.latents.expand(source.shape[0], -1, -1)
         if hasattr(self, "pooling"):
             z = z + self.pooling(z, source, valid)
         if guidance == "queries":
@@ -1065,7 +1066,7 @@ class VideoLanguageModel(nn.Module):
         fused = self.fuse(text, video)
         if answers is None:
             return self._part("classifier")(fused[:, 0])
-        (ids, mask), b = answers, len(fused)
+        (ids, mask), b = answers, fused.shape[0]
         k = min(top_k, len(ids))
         first = self._decode(ids[:1, :1].expand(b, 1), text, fused)[:, 0]
         chosen = first[:, ids[:, 1]].topk(k, dim=1).indices

@@ -105,7 +105,8 @@ VIDEO_CONFIGS = {
         pixel_std=(0.5, 0.6, 0.7),
     ),
     "beit": thinned("cls_attention")
-    | layout(relative_bias="layer", layer_scale=0.1, frame_cls="mean", eps=1e-12),
+    | layout(relative_bias="layer", layer_scale=0.1, frame_cls="mean", eps=1e-12)
+    | {"model.video.positions": "none"},
     "beit_shared": thinned("mean_attention") | layout(relative_bias="shared") | LEARNED,
     "deit": layout(extra_tokens=1, tubelet=2) | LEARNED | TIME,
     "video_mae": layout(tubelet=2, joint=True, cls_token=False, frame_cls="mean")
@@ -232,3 +233,18 @@ def test_equal_noise_masks_equal_patches():
     noise = np.round(np.random.default_rng(0).random((2, 3, 16)), 1).astype(np.float32)  # with ties
     kept = torch_model.random_mask(torch.tensor(noise), 0.65)
     np.testing.assert_array_equal(kept.numpy(), mask_from_noise(jnp.asarray(noise), 0.65).kept_ids)
+
+
+def test_torch_export_traces_the_model_for_any_batch():
+    """What ONNX and compilers start from: a graph with a symbolic batch."""
+    layouts = layout(relative_bias="layer") | TIME | selector("mlp")
+    exported = exported_with(thinned("cls_attention") | multiway("block", "context") | layouts)
+    model = torch_model.VideoLanguageModel(description(exported)).eval()
+    tensors = {name: torch.tensor(x) for name, x in to_torch(random_params(exported)).items()}
+    model.load_state_dict(tensors)
+    inputs = tuple(map(torch.tensor, (random_clips(), *random_texts())))
+    batch = ({0: torch.export.Dim("b", max=64)},) * len(inputs)
+    graph = torch.export.export(model, inputs, dynamic_shapes=batch).module()
+    more = tuple(torch.cat([x, x.flip(0)]) for x in inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(*more), model(*more), rtol=0, atol=1e-6)
