@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from vlmae.sharding import path_name
+from vlmae.workdir import holds_tensors
 
 
 class Checkpoints:
@@ -99,11 +100,17 @@ def shape_mismatches(stored: dict[str, tuple[int, ...]], abstract_state: PyTree)
 
 
 def load_params(workdir: Path) -> tuple[PyTree, int]:
-    """Parameters and step of the newest checkpoint of a work directory.
+    """Parameters and step of the newest checkpoint of a work directory, or of an export.
 
     Raises:
       FileNotFoundError: the directory holds no checkpoint.
+      ValueError: the export is damaged, of another version, or a pickle file; names the file.
     """
+    if holds_tensors(Path(workdir)):
+        from vlmae.interop.exported import load_export  # safetensors, only here
+
+        params, exported = load_export(Path(workdir))
+        return params, exported.step
     if not (Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} holds no checkpoints")
     with Checkpoints(workdir) as checkpoints:

@@ -35,6 +35,7 @@ from vlmae.sweep import (
 )
 from vlmae.sweep_process import end_with_sweep, errors_recorded, run_all
 from vlmae.train import NonFiniteLoss, TooManyBadClips, train
+from vlmae.workdir import tokenizer_of
 
 GENERATED = ("shapes",)  # data sets that need no input, so they are made on first use
 
@@ -204,9 +205,9 @@ def with_source_tokenizer(config: ExperimentConfig) -> ExperimentConfig:
 
         return override(config, {"data.tokenizer": str(find(train.init.text))})
     source = Path(train.init_from).expanduser()
-    return (
-        override(config, {"data.tokenizer": f"{source}/tokenizer"}) if source.is_dir() else config
-    )
+    if not source.is_dir():
+        return config
+    return override(config, {"data.tokenizer": str(tokenizer_of(source))})
 
 
 def with_classes(config: ExperimentConfig, classes: Classes) -> ExperimentConfig:

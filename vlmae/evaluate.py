@@ -18,7 +18,7 @@ from vlmae.analysis.page import draw_page, spread
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
 from vlmae.command import run_command
-from vlmae.config import ExperimentConfig, MeshConfig, load_config
+from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
 from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.labels import evaluate_labels, format_labels
@@ -29,6 +29,7 @@ from vlmae.evaluators.retrieval import evaluate_retrieval, format_retrieval
 from vlmae.files import write_whole
 from vlmae.models.video_language import build_model
 from vlmae.sharding import check_batch_size, make_mesh
+from vlmae.workdir import load_run, tokenizer_of
 
 PICTURED_CLIPS = 4
 TABLES: dict[str, Callable[[dict[str, float]], str]] = {
@@ -139,7 +140,7 @@ def evaluate_workdir(
     All devices of this machine share the work, whatever mesh the run was trained on.
 
     Args:
-      workdir: a run.
+      workdir: a run, or an export of one.
       split: another split of the evaluation data set; default the config's.
       rerank_top_k: candidates to score again with VTM; default the config's.
       choices: options of multiple-choice questions, 0 for none; default the config's.
@@ -148,7 +149,7 @@ def evaluate_workdir(
     Raises:
       FileNotFoundError: no config, no checkpoint, or no data.
     """
-    config = load_config(workdir / "config.json")
+    config = load_run(workdir)
     params, step = load_params(workdir)
     wanted = {
         "data.eval.split": split,
@@ -156,7 +157,7 @@ def evaluate_workdir(
         "evaluation.choices": choices,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
-    own = {"data.tokenizer": workdir / "tokenizer", "data.classes": workdir / CLASSES_FILE}
+    own = {"data.tokenizer": tokenizer_of(workdir), "data.classes": workdir / CLASSES_FILE}
     config = override(config, {field: str(path) for field, path in own.items()} | given)
     config = override(config, {"data.eval.backwards": config.data.eval.backwards or backwards})
     mesh = make_mesh(MeshConfig())

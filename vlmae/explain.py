@@ -13,7 +13,8 @@ from data_pipelines.tokenize import load_tokenizer
 from vlmae.analysis.picture import save_picture
 from vlmae.checkpoint import load_params
 from vlmae.command import run_command
-from vlmae.config import ExperimentConfig, load_config
+from vlmae.config import ExperimentConfig
+from vlmae.workdir import load_run, tokenizer_of
 
 
 def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained.png")) -> None:
@@ -21,7 +22,7 @@ def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained
     caption with their scores, and the reconstruction.
 
     Args:
-      workdir: a run.
+      workdir: a run, or an export of one.
       clip: a video file, or an image where the run was trained on images alone.
       caption: the text for which frames are chosen.
       out: the PNG to write.
@@ -30,8 +31,8 @@ def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained
       FileNotFoundError: no such clip, config or checkpoint.
       ValueError: the caption is empty, or the clip cannot be decoded.
     """
-    config = load_config(workdir / "config.json")
-    batch = load_pair(config, workdir / "tokenizer", clip, caption)
+    config = load_run(workdir)
+    batch = load_pair(config, tokenizer_of(workdir), clip, caption)
     params, step = load_params(workdir)
     save_picture(config, params, batch, [caption], out)
     print(f"step {step}: written to {out}")

@@ -31,8 +31,37 @@ RESUME_MAY_CHANGE = (
     "train.save_every_steps",
     "train.keep_checkpoints",
 )
+ENVIRONMENT = "environment.json"
 INIT_REPORT = "init.txt"  # what was loaded before the first step, name by name
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # never opened: they can run code
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "vlmae")
+
+
+def holds_tensors(folder: Path) -> bool:
+    """True of an export of a run and of what only looks like one; no work directory does."""
+    if (folder / "checkpoints").is_dir():
+        return False
+    suffixes = (".safetensors", *PICKLES)
+    files = folder.iterdir() if folder.is_dir() else [folder]
+    return any(path.suffix in suffixes for path in files)
+
+
+def load_run(workdir: Path) -> ExperimentConfig:
+    """The config of a run, by its work directory or an export of it.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is damaged; names the file.
+    """
+    if not holds_tensors(workdir):
+        return load_config(workdir / "config.json")
+    from vlmae.interop.exported import read_export_config  # safetensors, only here
+
+    return read_export_config(workdir)
+
+
+def tokenizer_of(workdir: Path) -> Path:
+    """The folder of a run's tokenizer; an export has it among its other files."""
+    return workdir if holds_tensors(workdir) else workdir / "tokenizer"
 
 
 def check_workdir(config: ExperimentConfig, workdir: Path) -> None:
@@ -56,7 +85,7 @@ def claim_workdir(config: ExperimentConfig, workdir: Path) -> None:
     """Writes the config and the environment; from then on the directory belongs to this config."""
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")
-    write_whole(workdir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_whole(workdir / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
 
 
 def config_differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from vlmae.interop.families import BASE, FAMILIES, Family
 from vlmae.interop.tensors import Read, read_tensors
 from vlmae.model_config import ModelConfig, VitLayout
+from vlmae.workdir import PICKLES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FILES = ("*.safetensors", "*.json", "vocab.txt")  # what is fetched from a hub
 
 
@@ -65,7 +65,7 @@ def open_published(source: str) -> Published:
     """
     folder = find(source)
     path = folder / "config.json"
-    hf = _read_json(path)
+    hf = read_json(path)
     hf = hf.get("vision_config", hf)  # of a whole CLIP
     model_type = hf.get("model_type", "")
     if model_type == "clip":
@@ -127,7 +127,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
       ValueError: there are none, or only pickle files; a file is damaged; names the file.
     """
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     else:
         names = [WEIGHTS]
     tensors: dict[str, np.ndarray] = {}
@@ -190,14 +190,19 @@ def _with_pixels(folder: Path, layout: VitLayout) -> VitLayout:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return layout
-    given = _read_json(path)
+    given = read_json(path)
     mean, std = given.get("image_mean"), given.get("image_std")
     if not given.get("do_normalize", True) or mean is None or std is None:
         return layout
     return VitLayout(**asdict(layout) | {"pixel_mean": tuple(mean), "pixel_std": tuple(std)})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      ValueError: the file cannot be read, or holds something else; names it.
+    """
     try:
         value = json.loads(path.read_text())
     except OSError as error:

@@ -31,7 +31,7 @@ def search_folder(
     WORKDIR/search, and made anew for another checkpoint.
 
     Args:
-      workdir: a run that was trained with VTC.
+      workdir: a run that was trained with VTC, or an export of one.
       video_dir: a folder of videos and images, with its subfolders.
       query: what to look for, one text or several; without any, they are asked for.
       top_k: results of a query.

@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from data_pipelines.tokenize import Tokenizer, load_tokenizer
 from vlmae.checkpoint import load_params
-from vlmae.config import ExperimentConfig, MeshConfig, load_config
+from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import flatten
 from vlmae.evaluators.encode import Trained, map_rows, program
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.sharding import batch_shards, check_batch_size, make_mesh, path_name
+from vlmae.workdir import load_run, tokenizer_of
 
 
 class Embedder:
@@ -74,14 +75,14 @@ def load_embedder(workdir: Path) -> Embedder:
       FileNotFoundError: no config or no checkpoint.
       ValueError: the run was trained without VTC, so nothing can be compared.
     """
-    config = load_config(workdir / "config.json")
+    config = load_run(workdir)
     if not config.objectives.vtc:
         raise ValueError(
             f"{workdir} was trained without VTC (objectives.vtc=0): "
             "its texts and clips have no common space to search in"
         )
     params, step = load_params(workdir)
-    return Embedder(config, params, step, load_tokenizer(workdir / "tokenizer"))
+    return Embedder(config, params, step, load_tokenizer(tokenizer_of(workdir)))
 
 
 def checkpoint_name(config: ExperimentConfig, params: PyTree, step: int) -> str:
