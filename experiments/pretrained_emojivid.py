@@ -1,0 +1,76 @@
+"""EmojiVid from published weights: MiniLM for the text, a ViT-S/14 for the frames; or from scratch.
+
+    python -m data_pipelines.prepare emojivid            # 800 MB of downloads, once
+    python -m data_pipelines.fetch minilm                # 83 MB
+    python -m data_pipelines.fetch vit_s14               # 90 MB; pip install -e ".[weights]"
+    python experiments/pretrained_emojivid.py
+    python experiments/pretrained_emojivid.py --sweep start,seed
+
+Protocol B, as in `smaug_emojivid_pretrain.py`, with half of the patches masked. MiniLM's six layers
+are four of the text encoder and two of the fusion, whose cross-attention is new. Both starts have
+the same model, tokenizer, data and steps. Where the ViT's weights come from is not stated
+(docs/data.md): they may have seen emoji.
+
+Result: not yet run.
+"""
+
+from collections.abc import Iterator
+
+from experiments import smaug_emojivid_pretrain
+from experiments._sweeps import Changes, sweep_seed
+from vlmae.cli import main
+from vlmae.config import ExperimentConfig, InitConfig
+from vlmae.config_tree import override
+from vlmae.model_config import (
+    FusionConfig,
+    MaskConfig,
+    TextEncoderConfig,
+    VideoEncoderConfig,
+    VitLayout,
+)
+
+MINILM, VIT_S14 = "~/.cache/vlmae/weights/minilm", "~/.cache/vlmae/weights/vit_s14"
+
+
+def get_config() -> ExperimentConfig:
+    """The models that the weights are of (`python -m vlmae.interop FOLDER` prints them)."""
+    return override(
+        smaug_emojivid_pretrain.get_config(),
+        {
+            "name": "pretrained_emojivid",
+            "data.image_size": 56,
+            "data.batch_size": 32,
+            "data.tokenizer": MINILM,
+            "model.video": VideoEncoderConfig(
+                width=384,
+                depth=12,
+                num_heads=6,
+                mlp_dim=1536,
+                patch_size=14,
+                positions="learned",
+                layout=VitLayout(layer_scale=1.0),
+                mask=MaskConfig(ratio=0.5),
+            ),
+            "model.text": TextEncoderConfig(
+                vocab_size=30522, width=384, depth=4, num_heads=12, mlp_dim=1536
+            ),
+            "model.fusion": FusionConfig(depth=2),
+            "optim.learning_rate": 3e-4,
+            "optim.warmup_steps": 40,
+            "train.init": InitConfig(text=MINILM, video=VIT_S14),
+            "train.steps": 200,
+            "train.log_every_steps": 20,
+            "train.eval_every_steps": 0,
+            "train.save_every_steps": 200,
+        },
+    )
+
+
+def sweep_start() -> Iterator[Changes]:
+    """From the published weights, from those of one encoder, and from scratch."""
+    for text, video in ((MINILM, VIT_S14), (MINILM, ""), ("", VIT_S14), ("", "")):
+        yield {"train.init.text": text, "train.init.video": video}
+
+
+if __name__ == "__main__":
+    main(get_config, (sweep_start, sweep_seed))
