@@ -1,7 +1,13 @@
 """Small ONNX graphs that hold a vision transformer as PyTorch's exporter writes it."""
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+from data_pipelines.fetch import ARCHIVES
+from data_pipelines.weights import VIT_FILE
 
 POSITIONS = "embeddings.position_embeddings"
 
@@ -32,3 +38,19 @@ def exported(tensors: dict[str, np.ndarray]):
     nodes = [onnx.helper.make_node(op, inputs, [f"{name}_out"], name) for op, name, inputs in takes]
     values = [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()]
     return onnx.helper.make_model(onnx.helper.make_graph(nodes, "main", [], [], values))
+
+
+FEATURES = "/backbone/layernorm/Add_1_output_0"  # inside the real file, before its decoder
+
+
+def real_features(downloads: Path, images: np.ndarray) -> np.ndarray:
+    """What the ViT inside the real package makes of normalized images [b 3 224 224]."""
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="to run the file itself")
+    with zipfile.ZipFile(downloads / ARCHIVES["vit_s14"][0].filename) as wheel:
+        graph = onnx.load_model_from_string(wheel.read(VIT_FILE))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(FEATURES, 1, None))
+    session = runtime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run([FEATURES], {"input_image": images})[0]
