@@ -8,7 +8,9 @@ Questions about clips of emoji families that no training clip shows: man, woman 
 kind of thing; what it is (protocol B: stills of those families are in training, with their
 questions). Without `--train.init-from` it trains from scratch.
 
-Result: not yet run.
+Result (2 CPU cores, jax 0.10.2, 48 px, 500 steps, three seeds): 15.0 ± 2.2 % from scratch, and
+13.8 ± 2.1 from `multi_emojivid_pretrain.py` after 400 steps; the most frequent answers reach 9.6.
+With adapters and by kind of question: see the README.
 """
 
 from experiments import multi_emojivid_pretrain
@@ -27,6 +29,7 @@ def get_config() -> ExperimentConfig:
             **EMOJIVID,
             "name": "multi_emojivid_qa",
             "data.task": "questions",
+            "data.max_classes": 120,  # the names of single emoji have two to 18 stills each
             "objectives.vtc": 0.0,
             "objectives.vtm": 0.0,
             "objectives.mlm": 0.0,

@@ -26,6 +26,7 @@ def get_config() -> ExperimentConfig:
             **EMOJIVID,
             "name": "smaug_emojivid_qa",
             "data.task": "questions",
+            "data.max_classes": 120,  # the names of single emoji have two to 18 stills each
             "data.answer_len": 10,
             "model.video.mask.ratio": 0.0,
             "model.answer_depth": 2,
