@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
+from data_pipelines.config import DataConfig
 from vlmae.config import ExperimentConfig
-from vlmae.config_tree import from_dict
+from vlmae.config_tree import from_dict, override
 from vlmae.interop.published import WEIGHTS, read_folder, read_json
 from vlmae.interop.torch_names import from_torch
 from vlmae.model_config import ModelConfig
@@ -22,6 +23,12 @@ from vlmae.sharding import path_name
 
 FORMAT_VERSION = 1  # of config.json and of the names of the tensors; as in torch_model.py
 TEMPORAL = "video_encoder.temporal"
+LOCAL_PATHS = {
+    "data.data_dir": DataConfig().data_dir,
+    "data.tokenizer": "",  # it lies in the folder, as the classes do
+    "data.classes": "",
+    "train.init_from": "",
+}
 
 
 class Exported(NamedTuple):
@@ -38,9 +45,10 @@ def describe(config: ExperimentConfig, params: PyTree, step: int) -> dict:
     """The contents of `config.json` for the checkpoint of a run; "experiment" is all but the model.
 
     What stands at the top is for those who serve the model: the sizes that a clip and a text had
-    in evaluation, what the model consists of, and the template of multiple-choice questions.
+    in evaluation, what the model consists of, and the template of multiple-choice questions. Paths
+    of the machine that trained it are left out.
     """
-    experiment = dataclasses.asdict(config)
+    experiment = dataclasses.asdict(override(config, LOCAL_PATHS))
     temporal = [TEMPORAL] if "temporal" in params.get("video_encoder", {}) else []
     selector = config.model.selector.kind
     chooses = ["frame_selector"] if selector in ("uniform", "random") else []  # no parameters

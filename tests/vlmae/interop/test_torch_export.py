@@ -98,6 +98,15 @@ def test_the_way_back_is_equal_bit_for_bit(workdir, folder):
     jax.tree.map(np.testing.assert_array_equal, merged, expected)
 
 
+def test_paths_of_the_machine_stay_at_home(workdir):
+    config = load_run(workdir)
+    paths = {"data.data_dir": "/home/me/data", "data.tokenizer": "/home/me/words"}
+    paths |= {"train.init_from": "/home/me/runs/a"}
+    params, step = load_params(workdir)
+    described = json.dumps(describe(override(config, paths), params, step))
+    assert "/home/me" not in described and described == json.dumps(describe(config, params, step))
+
+
 def test_names_are_bijective():
     params = {
         "a": {"kernel": np.arange(6, dtype="f4").reshape(2, 3), "bias": np.zeros(3, "f4")},
