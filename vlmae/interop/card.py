@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
 from vlmae.config import ExperimentConfig
+from vlmae.interop.programs import Program, described
 from vlmae.interop.stock import Stock
 from vlmae.result import read_result
 from vlmae.workdir import ENVIRONMENT
 
 HEADER = """---
-library_name: transformers
+library_name: {library}
 tags:
 - vlmae
 - video-language
@@ -59,14 +61,62 @@ model = {model_class}.from_pretrained("FOLDER"{options})
 
 It is the {part} encoder alone; what was trained on top of it is not here.
 """
+USE_PROGRAMS = """From within the folder, with {needs} alone:
+
+```python
+{load}
+
+{calls}
+```
+
+{programs}
+
+`b` is any batch size. `frames` are uint8, the middles of equal parts of each clip; `ids` and
+`mask` are texts by `tokenizer.json`, [CLS] words [SEP] and then padding, where the mask is False.
+Row i of `match` and `answer` is about text i and clip i. `programs.json` holds the same list.
+"""
+LOADERS = {
+    "jax": """from pathlib import Path
+from jax import export
+
+def load(name):
+    return export.deserialize(Path(f"{name}.stablehlo").read_bytes()).call""",
+    "onnx": """import onnxruntime
+
+def load(name):
+    session = onnxruntime.InferenceSession(f"{name}.onnx")
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs)))""",
+}
+ENCODE = """video = load("encode_video")({"video": frames})
+text = load("encode_text")({"ids": ids, "mask": mask})"""
+PAIR = """pair = {
+    "text_tokens": text["tokens"],
+    "text_mask": mask,
+    "video_tokens": video["tokens"],
+    "frame_cls": video["frame_cls"],
+}"""
+MATCH = 'scores = load("match")(pair)["scores"]'
+CLASSIFY = 'logits = load("answer")(pair)["logits"]  # of the names in classes.json'
+SCORE_ANSWERS = """# One answer, [CLS] words [SEP], for each row:
+answers = {"answer_ids": answer_ids, "answer_mask": answer_mask}
+log_probs = load("answer")(answers | pair)["log_probs"]"""
 LICENSE = """The code of vlmae, which any Python files here are part of, is under Apache-2.0.
 What may be done with the weights depends on the data they were trained on: it is for those who
 publish them to say.
 """
 
 
+class Usage(NamedTuple):
+    """What an export is good for, as its card says it."""
+
+    what: str  # it is
+    library: str  # that opens it, by its name on the Hugging Face hub
+    text: str  # how it is called
+
+
 def model_card(
-    workdir: Path, config: ExperimentConfig, params: PyTree, step: int, stock: Stock | None = None
+    workdir: Path, config: ExperimentConfig, params: PyTree, step: int, usage: Usage
 ) -> str:
     """The text of a `README.md`.
 
@@ -75,33 +125,61 @@ def model_card(
       config: of the run.
       params: the parameters that are exported.
       step: of the checkpoint.
-      stock: the encoder, where it alone is exported.
+      usage: how the export is used.
     """
-    whole = "video-language model"
-    what = f"The {stock.part} encoder of a {whole}" if stock else f"A {whole}"
     sections = {
-        "Use": _use(config, params, stock),
+        "Use": usage.text,
         "Model": _table(_model_rows(config, params)),
         "Data": _table(_data_rows(config)),
         "Metrics": _metrics(workdir, step),
         "Provenance": _table(_provenance_rows(workdir, config, step)),
         "License": LICENSE,
     }
+    header = HEADER.format(library=usage.library)
     body = "\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"{HEADER}{ABOUT.format(name=config.name, what=what)}\n{body}"
+    return f"{header}{ABOUT.format(name=config.name, what=usage.what)}\n{body}"
 
 
-def _use(config: ExperimentConfig, params: PyTree, stock: Stock | None) -> str:
-    if stock is None:
-        return USE_MODEL.format(
-            calls="\n".join(f"- {call}" for part, call in CALLS.items() if part in params),
-            frames=config.data.eval.num_frames,
-            size=config.data.image_size,
-            words=config.data.text_len,
-        )
+def model_usage(config: ExperimentConfig, params: PyTree) -> Usage:
+    """How the whole model is called with PyTorch."""
+    text = USE_MODEL.format(
+        calls="\n".join(f"- {call}" for part, call in CALLS.items() if part in params),
+        frames=config.data.eval.num_frames,
+        size=config.data.image_size,
+        words=config.data.text_len,
+    )
+    return Usage("A video-language model", "transformers", text)
+
+
+def stock_usage(stock: Stock) -> Usage:
+    """How an encoder is opened with transformers."""
     pooled = stock.model_class in ("BertModel", "ViTModel", "DeiTModel")  # has one beside
     options = ", add_pooling_layer=False" if pooled else ""
-    return USE_STOCK.format(model_class=stock.model_class, part=stock.part, options=options)
+    text = USE_STOCK.format(model_class=stock.model_class, part=stock.part, options=options)
+    return Usage(f"The {stock.part} encoder of a video-language model", "transformers", text)
+
+
+def programs_usage(found: dict[str, Program], library: Literal["jax", "onnx"]) -> Usage:
+    """How programs are called, by `jax.export` from StableHLO or by onnxruntime."""
+    calls = [ENCODE]
+    if {"match", "answer"} & found.keys():
+        calls.append(PAIR)
+    if "match" in found:
+        calls.append(MATCH)
+    if "answer" in found:
+        calls.append(CLASSIFY if "logits" in found["answer"].outputs else SCORE_ANSWERS)
+    text = USE_PROGRAMS.format(
+        needs={"jax": "jax", "onnx": "onnxruntime"}[library],
+        load=LOADERS[library],
+        calls="\n".join(calls),
+        programs="\n".join(f"- `{name}`: {_signature(x)}" for name, x in found.items()),
+    )
+    return Usage("The programs of a video-language model", library, text)
+
+
+def _signature(program: Program) -> str:
+    sides = (described(program.inputs), described(program.outputs))
+    return " -> ".join(", ".join(f"{key} {kind}" for key, kind in side.items()) for side in sides)
 
 
 def _table(rows: dict[str, object]) -> str:

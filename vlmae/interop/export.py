@@ -1,8 +1,13 @@
-"""The newest checkpoint of a run as a folder for PyTorch, or a part of it as a stock model."""
+"""The newest checkpoint of a run as a folder for others.
+
+The whole model for PyTorch or as programs, or a part of it as a stock model of transformers.
+"""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tokenizers
 from jaxtyping import PyTree
@@ -10,10 +15,13 @@ from safetensors.numpy import save
 
 from vlmae.checkpoint import load_params
 from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
 from vlmae.files import new_folder
-from vlmae.interop.card import model_card
-from vlmae.interop.exported import check_parameters, describe, read_description
+from vlmae.interop.card import model_card, model_usage, programs_usage, stock_usage
+from vlmae.interop.exported import check_parameters, describe, exported_of
+from vlmae.interop.programs import programs, write_signatures
 from vlmae.interop.published import WEIGHTS
+from vlmae.interop.stablehlo import write_stablehlo
 from vlmae.interop.stock import Stock, stock_text, stock_video
 from vlmae.interop.torch_names import Tensors, to_torch
 from vlmae.workdir import load_run, tokenizer_of
@@ -35,18 +43,49 @@ def export_model(workdir: Path, out_dir: Path) -> int:
     """
     config, (params, step) = load_run(workdir), load_params(workdir)
     with new_folder(out_dir) as folder:
+        check_parameters(params, exported_of(config, params, step), workdir)
         write_json(folder / "config.json", describe(config, params, step))
-        exported, _ = read_description(folder / "config.json")
-        check_parameters(params, exported, workdir)
         write_tensors(folder, to_torch(params))
         for name, copy in CODE.items():
             shutil.copyfile(HERE / name, folder / copy)
-        write_tokenizer(tokenizer_of(workdir), folder, config)
-        if (workdir / CLASSES).is_file():
-            shutil.copyfile(workdir / CLASSES, folder / CLASSES)
-        card = model_card(workdir, config, params, step)
+        write_words(workdir, folder, config)
+        card = model_card(workdir, config, params, step, model_usage(config, params))
         (folder / "README.md").write_text(card, "utf-8")
     return step
+
+
+def export_programs(workdir: Path, out_dir: Path, format: Literal["stablehlo", "onnx"]) -> int:
+    """Writes a whole model as programs: their files and names, tokenizer, classes, card.
+
+    Returns:
+      The step of the checkpoint.
+
+    Raises:
+      FileNotFoundError, ValueError: as `export_model`; or a file does not give what the model
+        gives, or cannot be written.
+    """
+    config, (params, step) = load_run(workdir), load_params(workdir)
+    with new_folder(out_dir) as folder:
+        check_parameters(params, exported_of(config, params, step), workdir)
+        write_words(workdir, folder, config)
+        if format == "onnx":  # whose files come from the PyTorch module, which knows but float32
+            config = override(config, {"model.dtype": "float32"})
+        found = programs(config, params)
+        write_signatures(found, folder)
+        usage = programs_usage(found, "jax" if format == "stablehlo" else "onnx")
+        card = model_card(workdir, config, params, step, usage)
+        (folder / "README.md").write_text(card, "utf-8")
+        writer_of(format)(found, config, params, step, folder)
+    return step
+
+
+def writer_of(format: Literal["stablehlo", "onnx"]) -> Callable[..., None]:
+    """What writes programs in a format; torch is imported only for those of ONNX."""
+    if format == "stablehlo":
+        return write_stablehlo
+    from vlmae.interop.onnx_files import write_onnx
+
+    return write_onnx
 
 
 def export_component(workdir: Path, out_dir: Path, component: str) -> int:
@@ -73,7 +112,7 @@ def export_component(workdir: Path, out_dir: Path, component: str) -> int:
             write_tokenizer(tokenizer_of(workdir), folder, config)
         else:
             write_json(folder / "preprocessor_config.json", image_processor(config))
-        card = model_card(workdir, config, part_of(params, stock), step, stock)
+        card = model_card(workdir, config, part_of(params, stock), step, stock_usage(stock))
         (folder / "README.md").write_text(card, "utf-8")
     return step
 
@@ -92,6 +131,17 @@ def write_json(path: Path, value: dict) -> None:
 def write_tensors(folder: Path, tensors: Tensors) -> None:
     """Writes `model.safetensors`; the metadata is what transformers asks for."""
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def write_words(workdir: Path, folder: Path, config: ExperimentConfig) -> None:
+    """Writes the run's tokenizer, and the names of its classes if it has any.
+
+    Raises:
+      FileNotFoundError: the run has no tokenizer.
+    """
+    write_tokenizer(tokenizer_of(workdir), folder, config)
+    if (workdir / CLASSES).is_file():
+        shutil.copyfile(workdir / CLASSES, folder / CLASSES)
 
 
 def write_tokenizer(source: Path, folder: Path, config: ExperimentConfig) -> None:

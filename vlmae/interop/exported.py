@@ -74,6 +74,11 @@ def describe(config: ExperimentConfig, params: PyTree, step: int) -> dict:
     }
 
 
+def exported_of(config: ExperimentConfig, params: PyTree, step: int) -> Exported:
+    """The model of the checkpoint of a run, as its export would describe it."""
+    return _exported(describe(config, params, step), config)
+
+
 def read_description(path: Path) -> tuple[Exported, ExperimentConfig]:
     """What `describe` gave, and the config of the run, from a `config.json`.
 
@@ -96,9 +101,12 @@ def read_description(path: Path) -> tuple[Exported, ExperimentConfig]:
         config = from_dict(ExperimentConfig, whole)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    return _exported(described, config), config
+
+
+def _exported(described: dict, config: ExperimentConfig) -> Exported:
     fields = {name: described[name] for name in Exported._fields}
-    fields |= {"model": config.model, "parts": tuple(described["parts"])}
-    return Exported(**fields), config
+    return Exported(**fields | {"model": config.model, "parts": tuple(described["parts"])})
 
 
 def read_export_config(folder: Path) -> ExperimentConfig:

@@ -1070,7 +1070,7 @@ class VideoLanguageModel(nn.Module):
         k = min(top_k, len(ids))
         first = self._decode(ids[:1, :1].expand(b, 1), text, fused)[:, 0]
         chosen = first[:, ids[:, 1]].topk(k, dim=1).indices
-        log_p = self._answer_log_probs(
+        log_p = self.answer_log_probs(
             ids[chosen.flatten()],
             mask[chosen.flatten()],
             TextFeatures(*(x.repeat_interleave(k, dim=0) for x in text)),
@@ -1079,7 +1079,7 @@ class VideoLanguageModel(nn.Module):
         scores = fused.new_full((b, len(ids)), NEVER)
         return scores.scatter(1, chosen, log_p.unflatten(0, (b, k)))
 
-    def _answer_log_probs(
+    def answer_log_probs(
         self, ids: Tensor, mask: Tensor, text: TextFeatures, fused: Tensor
     ) -> Tensor:
         """The log-probability [b] of each whole answer [b a], given its fused question."""
