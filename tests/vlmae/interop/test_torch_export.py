@@ -103,8 +103,10 @@ def test_paths_of_the_machine_stay_at_home(workdir):
     paths = {"data.data_dir": "/home/me/data", "data.tokenizer": "/home/me/words"}
     paths |= {"train.init_from": "/home/me/runs/a"}
     params, step = load_params(workdir)
-    described = json.dumps(describe(override(config, paths), params, step))
-    assert "/home/me" not in described and described == json.dumps(describe(config, params, step))
+    described = json.dumps(exported.describe(override(config, paths), params, step))
+    assert "/home/me" not in described and described == json.dumps(
+        exported.describe(config, params, step)
+    )
 
 
 def test_names_are_bijective():
