@@ -3,6 +3,7 @@
 The whole model for PyTorch or as programs, or a part of it as a stock model of transformers.
 """
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from vlmae.workdir import load_run, tokenizer_of
 
 HERE = Path(__file__).parent
 CODE = {"torch_model.py": "modeling_vlmae.py", "auto_vlmae.py": "auto_vlmae.py"}  # file -> copy
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
 TOKENIZER, VOCABULARY, CLASSES = "tokenizer.json", "vocab.txt", "classes.json"
 
 
@@ -61,9 +63,10 @@ def export_programs(workdir: Path, out_dir: Path, format: Literal["stablehlo", "
       The step of the checkpoint.
 
     Raises:
-      FileNotFoundError, ValueError: as `export_model`; or a file does not give what the model
-        gives, or cannot be written.
+      FileNotFoundError, ValueError: as `export_model`; or a package is missing, or a file does not
+        give what the model gives, or cannot be written.
     """
+    write = writer_of(format)
     config, (params, step) = load_run(workdir), load_params(workdir)
     with new_folder(out_dir) as folder:
         check_parameters(params, exported_of(config, params, step), workdir)
@@ -75,14 +78,21 @@ def export_programs(workdir: Path, out_dir: Path, format: Literal["stablehlo", "
         usage = programs_usage(found, "jax" if format == "stablehlo" else "onnx")
         card = model_card(workdir, config, params, step, usage)
         (folder / "README.md").write_text(card, "utf-8")
-        writer_of(format)(found, config, params, step, folder)
+        write(found, config, params, step, folder)
     return step
 
 
 def writer_of(format: Literal["stablehlo", "onnx"]) -> Callable[..., None]:
-    """What writes programs in a format; torch is imported only for those of ONNX."""
+    """What writes programs in a format; torch is imported only for those of ONNX.
+
+    Raises:
+      ValueError: a package that ONNX needs is missing; names it.
+    """
     if format == "stablehlo":
         return write_stablehlo
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'vlmae[onnx]'")
     from vlmae.interop.onnx_files import write_onnx
 
     return write_onnx

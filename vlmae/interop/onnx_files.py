@@ -4,7 +4,6 @@ Each file is one of the `programs`: it holds its parameters, takes any batch siz
 uint8 frames. Needs the extra `onnx`.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,6 @@ from vlmae.interop.exported import describe
 from vlmae.interop.programs import Arrays, Program, check_program
 from vlmae.interop.torch_model import TextFeatures, VideoFeatures, VideoLanguageModel
 from vlmae.interop.torch_names import to_torch
-
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def encode_video(model: VideoLanguageModel, video: Tensor) -> dict[str, Tensor]:
@@ -85,12 +82,9 @@ def write_onnx(
       folder: where to write.
 
     Raises:
-      ValueError: a package is missing; or a program cannot be written, or does not give what the
-        PyTorch module gives with two and with three rows: says which and why.
+      ValueError: a program cannot be written, or does not give what the PyTorch module gives with
+        two and with three rows: says which and why.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'vlmae[onnx]'")
     model = VideoLanguageModel(describe(config, params, step)).eval()
     tensors = {name: torch.tensor(np.asarray(x)) for name, x in to_torch(params).items()}
     model.load_state_dict(tensors)

@@ -25,6 +25,7 @@ from jaxtyping import PyTree
 from vlmae import export as command
 from vlmae.choices import Caption
 from vlmae.config import ExperimentConfig
+from vlmae.interop import export as interop_export
 from vlmae.interop.programs import check_program, described, programs
 from vlmae.models.video_language import build_model
 from vlmae.scoring import answer_log_probs, match_scores
@@ -204,11 +205,8 @@ def test_what_torch_cannot_write_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    from vlmae.interop import onnx_files
-
-    monkeypatch.setattr(onnx_files, "PACKAGES", ("onnx", "no_such_package"))
-    workdir = save_run(config_with(CHANGES["multi"]), tmp_path / "run")
-    message = r"ONNX needs .*no_such_package: pip install 'vlmae\[onnx\]'"
+    monkeypatch.setattr(interop_export, "ONNX_PACKAGES", ("json", "no_such_package"))
+    message = r"ONNX needs no_such_package: pip install 'vlmae\[onnx\]'"
     with pytest.raises(ValueError, match=message):
-        command.export(workdir, tmp_path / "out", "onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        command.export(tmp_path, tmp_path / "out", "onnx")
+    assert not any(tmp_path.iterdir())
