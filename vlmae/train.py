@@ -183,7 +183,8 @@ def start_state(
       The state, and what was loaded into it; nothing where it is new or the run goes on.
 
     Raises:
-      ValueError: the checkpoint has other shapes, or lies beyond the last step; or see `initial`.
+      ValueError: the checkpoint has other shapes, or lies beyond the last step; see also
+        `initial_params`.
     """
     init = make_init(config)
     abstract = jax.eval_shape(init, 0)

@@ -13,7 +13,7 @@ from vlmae.model_config import VideoEncoderConfig, VitLayout
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET = VitLayout()
+IMAGENET = {"pixel_mean": VitLayout.pixel_mean, "pixel_std": VitLayout.pixel_std}
 
 
 class Rule(NamedTuple):
@@ -32,7 +32,7 @@ class Family:
     Attributes:
       part: "text" or "video".
       model_class: of transformers, for the folders that we write.
-      prefixes: what may stand before the names of its bare encoder.
+      prefix: what may stand before the names of its bare encoder.
       rules: tensors that have a parameter.
       fields: from its config.json to the fields of our encoder's config.
       published: from our encoder's config, image size and frames of a clip to its config.json.
@@ -42,12 +42,16 @@ class Family:
 
     part: str
     model_class: str
-    prefixes: tuple[str, ...]
+    prefix: str
     rules: tuple[Rule, ...]
     fields: Callable[[dict], dict[str, Any]]
     published: Callable[[Any, int, int], dict[str, Any]]
     defaults: tuple[tuple[str, Any], ...] = ()
     absent: tuple[str, ...] = ()
+
+    def complete(self, hf: dict[str, Any]) -> dict[str, Any]:
+        """A config.json with what it leaves out."""
+        return BASE | dict(self.defaults) | hf
 
 
 # What a config.json may leave out: the base size.
@@ -165,7 +169,7 @@ TABLES |= {"token_type": "token_type_embeddings"}
 BERT = Family(
     part="text",
     model_class="BertModel",
-    prefixes=("bert.", ""),
+    prefix="bert.",
     rules=(
         *(
             Rule(f"embeddings.{theirs}.weight", f"text_encoder/embeddings/{ours}/embedding")
@@ -199,7 +203,7 @@ BERT = Family(
 VIT = Family(
     part="video",
     model_class="ViTModel",
-    prefixes=("vit.", ""),
+    prefix="vit.",
     rules=PATCHES + CLS + POSITIONS + vit_layer() + FINAL_NORM,
     fields=vit_fields,
     published=vit_published,
@@ -207,18 +211,16 @@ VIT = Family(
 DEIT = Family(
     part="video",
     model_class="DeiTModel",
-    prefixes=("deit.", ""),
+    prefix="deit.",
     rules=(*VIT.rules, Rule("embeddings.distillation_token", f"{VIDEO}/extra", "rows")),
-    fields=lambda hf: vit_fields(
-        hf, extra_tokens=1, pixel_mean=IMAGENET.pixel_mean, pixel_std=IMAGENET.pixel_std
-    ),
+    fields=lambda hf: vit_fields(hf, extra_tokens=1, **IMAGENET),
     published=vit_published,
 )
 MAE_DECODER = ("decoder.decoder_layers.{i}.", "decoder.decoder_encoder.layer.{i}.")
 VIT_MAE = Family(
     part="video",
     model_class="ViTMAEModel",
-    prefixes=("vit.", ""),
+    prefix="vit.",
     rules=(
         *(PATCHES + CLS + vit_layer() + FINAL_NORM),
         Rule("embeddings.position_embeddings", f"{VIDEO}/sincos", "fixed"),
@@ -229,15 +231,13 @@ VIT_MAE = Family(
         Rule("decoder.mask_token", "pixel_decoder/mask_token", "row"),
         Rule("decoder.decoder_pos_embed", "pixel_decoder/sincos", "fixed"),
     ),
-    fields=lambda hf: vit_fields(
-        hf, "sincos", pixel_mean=IMAGENET.pixel_mean, pixel_std=IMAGENET.pixel_std
-    ),
+    fields=lambda hf: vit_fields(hf, "sincos", **IMAGENET),
     published=lambda video, *clip: vit_published(video, *clip, mask_ratio=0.0),
 )
 DINOV2 = Family(
     part="video",
     model_class="Dinov2Model",
-    prefixes=("dinov2.", ""),
+    prefix="dinov2.",
     rules=(
         *(PATCHES + CLS + POSITIONS + FINAL_NORM + vit_attention(LAYER)),
         *norm(f"{LAYER}norm1", "{block}/attention_norm"),
@@ -249,8 +249,7 @@ DINOV2 = Family(
     fields=lambda hf: vit_fields(
         hf | {"intermediate_size": hf["hidden_size"] * hf["mlp_ratio"]},
         layer_scale=hf["layerscale_value"],
-        pixel_mean=IMAGENET.pixel_mean,
-        pixel_std=IMAGENET.pixel_std,
+        **IMAGENET,
     ),
     published=lambda video, *clip: vit_published(
         video,
@@ -267,7 +266,7 @@ CLIP_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": 
 CLIP = Family(
     part="video",
     model_class="CLIPVisionModel",
-    prefixes=("vision_model.", ""),
+    prefix="vision_model.",
     rules=(
         Rule("embeddings.patch_embedding.weight", f"{VIDEO}/patch_embed/kernel", "conv"),
         Rule("embeddings.class_embedding", f"{VIDEO}/cls"),
@@ -298,7 +297,7 @@ BEIT_RELATIVE = {
 BEIT = Family(
     part="video",
     model_class="BeitModel",
-    prefixes=("beit.", ""),
+    prefix="beit.",
     rules=(
         *(PATCHES + CLS + POSITIONS + vit_layer()),
         *norm("layernorm", f"{VIDEO}/norm", only="token"),
@@ -331,7 +330,7 @@ VIDEOMAE_INNER = f"{LAYER}attention.attention."
 VIDEOMAE = Family(
     part="video",
     model_class="VideoMAEModel",
-    prefixes=("videomae.", ""),
+    prefix="videomae.",
     rules=(
         *(PATCHES[0]._replace(kind="conv3d"), PATCHES[1]),
         Rule(f"{VIDEOMAE_INNER}q_bias", "{block}/attention/query/bias"),
@@ -346,8 +345,7 @@ VIDEOMAE = Family(
         frame_cls="mean",
         tubelet=hf["tubelet_size"],
         joint=True,
-        pixel_mean=IMAGENET.pixel_mean,
-        pixel_std=IMAGENET.pixel_std,
+        **IMAGENET,
     ),
     published=lambda video, size, num_frames: vit_published(
         video,

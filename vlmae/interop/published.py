@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 
-from vlmae.interop.families import BASE, FAMILIES, Family
+from vlmae.interop.families import FAMILIES, Family
 from vlmae.interop.tensors import Read, read_tensors
 from vlmae.model_config import ModelConfig, VitLayout
 from vlmae.workdir import PICKLES
@@ -74,7 +75,7 @@ def open_published(source: str) -> Published:
         known = ", ".join(sorted(FAMILIES))
         raise ValueError(f"{path}: model_type {model_type!r} is none of {known}")
     family = FAMILIES[model_type]
-    hf = BASE | dict(family.defaults) | hf
+    hf = family.complete(hf)
     _check_supported(path, hf)
     fields = family.fields(hf)
     if "layout" in fields:
@@ -155,12 +156,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
 
 def merge_trees(trees: list[PyTree]) -> PyTree:
     """One tree of all branches; each leaf is in one of them."""
-    merged: dict = {}
-    for tree in trees:
-        for name, branch in tree.items():
-            both = isinstance(merged.get(name), dict) and isinstance(branch, dict)
-            merged[name] = merge_trees([merged[name], branch]) if both else branch
-    return merged
+    return unflatten_dict({path: x for tree in trees for path, x in flatten_dict(tree).items()})
 
 
 def _missing(folder: Path, name: str) -> str:

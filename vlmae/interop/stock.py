@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from vlmae.config import ExperimentConfig
-from vlmae.interop.families import BASE, FAMILIES, Family
+from vlmae.interop.families import FAMILIES, Family
 from vlmae.interop.published import differences
 from vlmae.interop.tensors import read_tensors, write_tensors
 from vlmae.interop.torch_names import Tensors
@@ -92,7 +92,7 @@ def no_class_has(video: VideoEncoderConfig) -> Iterator[str]:
 def misfit(family: Family, video: VideoEncoderConfig, config: ExperimentConfig) -> Iterator[str]:
     """Fields of the encoder that the family's class would compute otherwise, one line each."""
     written = family.published(video, config.data.image_size, config.data.eval.num_frames)
-    fields = family.fields(BASE | dict(family.defaults) | written)
+    fields = family.fields(family.complete(written))
     layout = video.layout  # pixels are normalized before the model, by any mean
     pixels = {"pixel_mean": layout.pixel_mean, "pixel_std": layout.pixel_std}
     fields["layout"] = dataclasses.replace(fields["layout"], **pixels)

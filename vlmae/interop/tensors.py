@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -61,7 +61,7 @@ def read_tensors(tensors: Mapping[str, np.ndarray], family: Family, model: Model
     """
     found: Tensors = {}
     unused = []
-    for name in sorted(tensors, key=lambda name: not name.startswith(family.prefixes[0])):
+    for name in sorted(tensors, key=lambda name: not name.startswith(family.prefix)):
         rule, path = _parameter(_bare(name, family), family, model)
         if rule is not None and rule.kind == "fixed":
             check_fixed(name, tensors[name])
@@ -70,7 +70,7 @@ def read_tensors(tensors: Mapping[str, np.ndarray], family: Family, model: Model
         else:
             found[path] = KINDS[rule.kind].read(tensors[name])
     found |= _zeros(family, found, model)
-    return Read(_tree(found), sorted(unused))
+    return Read(unflatten_dict(found, sep="/"), sorted(unused))
 
 
 def write_tensors(params: PyTree, family: Family, model: ModelConfig) -> Tensors:
@@ -136,7 +136,7 @@ def check_fixed(name: str, table: np.ndarray) -> None:
 
 def _bare(name: str, family: Family) -> str:
     """A tensor's name in the bare encoder; old files call a norm's parameters gamma and beta."""
-    name = name.removeprefix(family.prefixes[0])
+    name = name.removeprefix(family.prefix)
     return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
 
 
@@ -177,7 +177,3 @@ def _zeros(family: Family, found: Iterable[str], model: ModelConfig) -> Tensors:
         )
     ]
     return {path: np.zeros(width, np.float32) for path in paths if path is not None}
-
-
-def _tree(flat: Mapping[str, Any]) -> PyTree:
-    return unflatten_dict(dict(flat), sep="/")

@@ -28,10 +28,7 @@ class RelativeBias(nn.Module):
             return None
         name = "shared" if self.kind == "shared" else f"block_{block}"
         shape = (num_offsets(*self.grid), self.num_heads)
-        if self.has_variable("params", name):
-            table = self.get_variable("params", name)
-        else:
-            table = self.param(name, nn.initializers.zeros, shape)
+        table = self.param(name, nn.initializers.zeros, shape)
         return gather_bias(table, self.grid, places)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlmae.masking import PatchMask
@@ -132,7 +132,7 @@ class VideoEncoder(nn.Module):
         width, layout, t = self.config.width, self.config.layout, patches.shape[1]
         embed = nn.Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
         leading, table = self._positions(t)
-        table = table[jnp.arange(t)[:, None], kept_ids]
+        table = table[jnp.arange(table.shape[0])[:, None], kept_ids]
         x = rearrange(embed(patches) + table.astype(self.dtype), "b t k d -> (b t) k d")
         if layout.prefix:
             tokens = [self.param("cls", TOKEN_INIT, (width,))[None]]
@@ -186,16 +186,16 @@ class VideoEncoder(nn.Module):
         thinning = {"sparsify": config.sparsify, "keep_rate": self.keep_rate}
         return block_class(self.remat, ThinningBlock)(**options, **thinning)
 
-    def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "t n d"]]:
-        """What is added to the leading tokens of a frame, and to its patches at each time."""
+    def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "#t n d"]]:
+        """What is added to a frame's leading tokens and to its patches; t is 1 if all times are alike."""
         (rows, cols), width, prefix = self.grid, self.config.width, self.config.layout.prefix
         if self.config.positions == "sincos_clip":
             table = sincos_clip_positions(t * rows * cols, width)
             return jnp.zeros((1, width)), jnp.asarray(table).reshape(t, rows * cols, width)
         if self.config.positions == "learned":
             table = self.param("positions", TOKEN_INIT, (prefix + rows * cols, width))
-            return table[:prefix], repeat(table[prefix:], "n d -> t n d", t=t)
+            return table[:prefix], table[None, prefix:]
         shape = (rows * cols, width)
         none = self.config.positions == "none"
         table = jnp.zeros(shape) if none else jnp.asarray(sincos_positions(rows, cols, width))
-        return jnp.zeros((1, width)), repeat(table, "n d -> t n d", t=t)
+        return jnp.zeros((1, width)), table[None]
