@@ -187,7 +187,7 @@ class VideoEncoder(nn.Module):
         return block_class(self.remat, ThinningBlock)(**options, **thinning)
 
     def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "#t n d"]]:
-        """What is added to a frame's leading tokens and to its patches; t is 1 if all times are alike."""
+        """What is added to a frame's leading tokens, and to its patches at one time or each."""
         (rows, cols), width, prefix = self.grid, self.config.width, self.config.layout.prefix
         if self.config.positions == "sincos_clip":
             table = sincos_clip_positions(t * rows * cols, width)
