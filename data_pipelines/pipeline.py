@@ -7,6 +7,7 @@ batch are the same however many processes share it. So the state of the data is 
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -153,8 +154,14 @@ def iterate(batches: grain.MapDataset, num_workers: int) -> BatchIterator:
 
 
 def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker when the training process is killed; it would wait in memory forever."""
+    """Ends this worker when the training process is gone, and not before.
+
+    When that is killed, a worker would wait in memory forever. When that is told to end, by a
+    signal to the whole process group, it still needs batches to come to a step it can save.
+    """
     del worker_index, worker_count
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()

@@ -56,12 +56,12 @@ def get_config() -> ExperimentConfig:
             ),
             "model.fusion": FusionConfig(depth=2),
             "optim.learning_rate": 3e-4,
-            "optim.warmup_steps": 40,
+            "optim.warmup_steps": 20,
             "train.init": InitConfig(text=MINILM, video=VIT_S14),
-            "train.steps": 200,
-            "train.log_every_steps": 20,
+            "train.steps": 100,
+            "train.log_every_steps": 10,
             "train.eval_every_steps": 0,
-            "train.save_every_steps": 200,
+            "train.save_every_steps": 100,
         },
     )
 

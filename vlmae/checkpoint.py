@@ -54,7 +54,7 @@ class Checkpoints:
     def restore_params(self, step: int) -> PyTree:
         """Reads only the parameters of a step, as host arrays, whatever their shapes."""
         metadata = self._metadata(step)["params"]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata
         )

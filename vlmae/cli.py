@@ -20,6 +20,7 @@ from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate, print_tables
+from vlmae.processes import Processes, is_first, leaving_at_once
 from vlmae.result import write_result
 from vlmae.sweep import (
     COMPLETE,
@@ -59,6 +60,7 @@ class Command:
     """Only print the runs of the sweep and how far each is; touches nothing."""
     index: int | None = None
     """Only run this one of the sweep, counted from 0."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     @property
     def root(self) -> Path:
@@ -86,17 +88,24 @@ def main(get_config: Callable[[], ExperimentConfig], sweeps: Sequence[Sweep] = (
         )
     except ValueError as error:  # get_config() itself made a config that the checks refuse
         sys.exit(f"error: {error}")
-    try:
-        if command.sweep:
-            run_sweep(command, sweeps)
-        elif command.list_runs or command.index is not None:
-            names = ", ".join(sweep_name(sweep) for sweep in sweeps) or "none"
-            raise ValueError(f"--list and --index need --sweep NAMES; there is: {names}")
-        else:
-            with errors_recorded(command.root):
-                run_experiment(command.config, command.root)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    with leaving_at_once():
+        try:
+            run(command, sweeps)
+        except USER_ERRORS as error:
+            sys.exit(f"error: {error}")
+
+
+def run(command: Command, sweeps: Sequence[Sweep]) -> None:
+    """Runs an experiment, or what is asked of its sweeps."""
+    if command.sweep:
+        run_sweep(command, sweeps)
+    elif command.list_runs or command.index is not None:
+        names = ", ".join(sweep_name(sweep) for sweep in sweeps) or "none"
+        raise ValueError(f"--list and --index need --sweep NAMES; there is: {names}")
+    else:
+        command.processes.connect()
+        with errors_recorded(command.root):
+            run_experiment(command.config, command.root)
 
 
 def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
@@ -111,6 +120,7 @@ def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
         return
     if command.index is not None:
         end_with_sweep()
+        command.processes.connect()
         run_one(command.config, chosen[0])
     else:
         code = run_all(command.config, runs, [sys.executable, *sys.argv])
@@ -151,23 +161,25 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
     def evaluate_step(step: int, params: PyTree, mesh: jax.sharding.Mesh) -> dict[str, float]:
         return evaluate(config, params, mesh, data, workdir)
 
-    def make_batches(start_step: int):
-        tokenizer.save(workdir / "tokenizer")
-        if classes:
+    def make_batches(start_step: int, part: int, parts: int):
+        if is_first():
+            tokenizer.save(workdir / "tokenizer")
+        if is_first() and classes:
             classes.save(workdir)
         return train_batches(
             config.data,
             start_step,
             seed=config.seed,
             classes=classes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
     result = train(config, workdir, make_batches, evaluate_step)
-    write_result(workdir, config.train.steps, result, config.data.batch_size)
-    print_tables(workdir)
-    print(f"results, metrics and pictures are in {workdir}")
+    if is_first():
+        write_result(workdir, config.train.steps, result, config.data.batch_size)
+        print_tables(workdir)
+        print(f"results, metrics and pictures are in {workdir}")
     return result
 
 

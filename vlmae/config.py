@@ -152,6 +152,9 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    max_idle_secs: float = 1800.0
+    """A process that makes no progress for so long ends with an error that says what each process
+    waits for; compiling and each evaluation must be shorter. 0 waits forever."""
     init_from: str = ""
     """Work directory or export whose parameters are the initial ones."""
     init: InitConfig = InitConfig()
@@ -162,6 +165,7 @@ class TrainConfig:
             value = getattr(self, name)
             check(value >= 1, f"train.{name} must be at least 1, not {value}")
         check(self.eval_every_steps >= 0, "train.eval_every_steps must not be negative")
+        check(self.max_idle_secs >= 0, "train.max_idle_secs must not be negative")
         check(
             not (self.init_from and (self.init.text or self.init.video)),
             "train.init_from gives all parameters: not with train.init",

@@ -28,7 +28,8 @@ from vlmae.evaluators.result import Result
 from vlmae.evaluators.retrieval import evaluate_retrieval, format_retrieval
 from vlmae.files import write_whole
 from vlmae.models.video_language import build_model
-from vlmae.sharding import check_batch_size, make_mesh
+from vlmae.processes import is_first
+from vlmae.sharding import check_batch_size, gather, make_mesh
 from vlmae.workdir import load_run, tokenizer_of
 
 PICTURED_CLIPS = 4
@@ -52,20 +53,20 @@ def evaluate(
     With VTC `retrieval`, if the config asks for choices `multiple_choice`, with questions
     `answers`, with labels `labels`: each a `.json` (metrics, confidence intervals), a `.md` (a
     table), a `.jsonl` (predictions) and a `.png` (some of them). With MVM: `reconstruction.png`.
+    Of several processes all must call this; the first one writes.
 
     Returns:
       Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     if config.objectives.mvm:
-        picture_first_clips(config, params, data, out_dir / "reconstruction.png")
+        host_params = gather(params, mesh)
+        if is_first():
+            picture_first_clips(config, host_params, data, out_dir / "reconstruction.png")
     trained = Trained(build_model(config), params, mesh, config.data.eval_batch_size)
     metrics = {}
     for name, result in run_evaluators(config, trained, data):
-        write_result(out_dir, name, result)
-        if config.evaluation.pictures:
-            items = [result.items[i] for i in spread(len(result.items), config.evaluation.pictures)]
-            draw_page(items, data.clip).save(out_dir / f"{name}.png")
+        if is_first():
+            write_result(config, data, result, out_dir / name)
         metrics |= {f"{name}/{key}": value for key, value in result.metrics.items()}
     return metrics
 
@@ -90,13 +91,17 @@ def run_evaluators(
         yield "answers", evaluate_answers(trained, data, clips, evaluation, objectives)
 
 
-def write_result(out_dir: Path, name: str, result: Result) -> None:
-    """NAME.json with metrics and intervals, NAME.md with a table, NAME.jsonl with predictions."""
+def write_result(config: ExperimentConfig, data: EvalData, result: Result, stem: Path) -> None:
+    """STEM.json: metrics and intervals; .md: a table; .jsonl: predictions; .png: some of them."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     values = result.metrics | {"intervals": result.intervals}
-    write_whole(out_dir / f"{name}.json", json.dumps(values, indent=2) + "\n")
-    write_whole(out_dir / f"{name}.md", TABLES[name](result.metrics) + "\n")
+    write_whole(stem.with_suffix(".json"), json.dumps(values, indent=2) + "\n")
+    write_whole(stem.with_suffix(".md"), TABLES[stem.name](result.metrics) + "\n")
     lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in result.predictions]
-    write_whole(out_dir / f"{name}.jsonl", "".join(lines))
+    write_whole(stem.with_suffix(".jsonl"), "".join(lines))
+    if config.evaluation.pictures:
+        items = [result.items[i] for i in spread(len(result.items), config.evaluation.pictures)]
+        draw_page(items, data.clip).save(stem.with_suffix(".png"))
 
 
 def print_tables(out_dir: Path) -> None:
@@ -112,6 +117,8 @@ def picture_first_clips(
 ) -> None:
     """Draws the first clips of the evaluation data: masked, thinned, chosen for, painted.
 
+    In this process alone, whatever mesh is set.
+
     Raises:
       ValueError: no clip can be decoded.
     """
@@ -121,7 +128,9 @@ def picture_first_clips(
         raise ValueError(f"none of the {data.num_clips} evaluation clips can be decoded")
     batch = jax.tree.map(lambda x: x[batch.valid][:PICTURED_CLIPS], batch)
     captions = [data.texts.captions[_first(data.texts.media_ids, i)] for i in batch.media_ids]
-    save_picture(config, jax.device_get(params), batch, captions, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+        save_picture(config, params, batch, captions, path)
 
 
 def _first(values: np.ndarray, wanted: np.int32) -> int:

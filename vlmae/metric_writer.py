@@ -91,3 +91,11 @@ class Progress:
     def close(self) -> None:
         """Ends the bar."""
         self.bar.close()
+
+
+class Muted:
+    """In the place of writer and progress in all processes but the first: says nothing."""
+
+    def write(self, *_) -> None: ...
+
+    report = print = advance = close = write

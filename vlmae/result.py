@@ -77,6 +77,13 @@ def last_error(workdir: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def record_error(workdir: Path, text: str) -> None:
+    """Writes `error.txt`, unless another process of the run has: what failed first is the cause."""
+    path = workdir / "error.txt"
+    if workdir.is_dir() and not path.exists():
+        write_whole(path, text)
+
+
 def training_cost(lines: list[dict], batch_size: int) -> Cost:
     """Cost from the lines of a run's metrics; a line speaks for the steps since the one before.
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from vlmae.config import MeshConfig
 
@@ -75,10 +75,64 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def process_part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process reads, and how many such parts there are.
+
+    Raises:
+      ValueError: see `part_of`.
+    """
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return part_of(owners, jax.process_index())
+
+
+def part_of(owners: Int[np.ndarray, "data fsdp tensor"], process: int) -> tuple[int, int]:
+    """The part of a batch that a process reads, and the number of parts.
+
+    Processes whose devices hold the same rows (they share a tensor axis) read the same part.
+
+    Args:
+      owners: the process of each device of a mesh.
+      process: one of them.
+
+    Raises:
+      ValueError: its devices hold rows that do not lie together.
+
+    >>> part_of(np.array([0, 0, 1, 1]).reshape(4, 1, 1), 1)
+    (1, 2)
+    """
+    shards = owners.shape[0] * owners.shape[1]
+    held = np.flatnonzero((owners == process).any(axis=2))
+    first, count = int(held[0]), len(held)
+    if held[-1] - first + 1 != count or first % count or shards % count:
+        raise ValueError(
+            f"mesh of data x fsdp x tensor = {owners.shape} gives process {process} the parts "
+            f"{held.tolist()} of a batch, which do not lie together: choose other sizes"
+        )
+    return first // count, shards // count
+
+
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Makes global arrays from this process's rows of a batch."""
+    """Makes global arrays from this process's part of a batch, see `process_part`."""
+    sharding, (_, parts) = batch_sharding(mesh), process_part(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        shape = (len(x) * parts, *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def put_whole(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Makes global arrays of a batch that every process holds whole."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
+    )
+
+
+def gather(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Host copies of global arrays; every process must ask for them."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlmae.config import ExperimentConfig
-from vlmae.result import last_error
+from vlmae.preemption import PREEMPTED
+from vlmae.processes import is_first
+from vlmae.result import last_error, record_error
 from vlmae.sweep import COMPLETE, SweepRun, run_state
 
 STARTED_BY_SWEEP = "VLMAE_STARTED_BY_SWEEP"
@@ -27,26 +29,33 @@ def run_all(base: ExperimentConfig, runs: Sequence[SweepRun], command: Sequence[
       command: a command line; with `--index i` it runs one.
 
     Returns:
-      The exit code: 0, 1 if a run failed, 130 after Ctrl-C.
+      The exit code: 0, 1 if a run failed, 130 after Ctrl-C, PREEMPTED if a run was told to end.
     """
     counts = Counter()
     try:
         for run in runs:
             counts[run_or_skip(base, run, len(runs), command)] += 1
+            if counts["preempted"]:  # the machine is wanted back
+                break
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
     parts = [f"{counts[kind]} {kind}" for kind in ("complete", "failed", "already complete")]
-    left = len(runs) - counts.total()
+    left = len(runs) - counts.total() + counts["preempted"]
     parts += [f"{left} not finished"] * (left > 0)
     print(f"sweep of {len(runs)} runs: {', '.join(parts)}", flush=True)
+    if counts["preempted"]:
+        return PREEMPTED
     return 130 if left else int(counts["failed"] > 0)
 
 
 def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequence[str]) -> str:
-    """Runs one in its own process, unless it is complete; "already complete" | COMPLETE | "failed".
+    """Runs one in its own process, unless it is complete.
 
     A failed run has an `error.txt`: its own traceback, or, where it could not write one, its exit
     code.
+
+    Returns:
+      COMPLETE, "already complete", "preempted" or "failed".
     """
     title = f"run {run.index} of 0 ... {total - 1}"
     if run_state(base, run) == COMPLETE:
@@ -59,6 +68,8 @@ def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequ
     code = start_process([*command, "--index", str(run.index)])
     if code == 0 and run_state(base, run) == COMPLETE:
         return COMPLETE
+    if code == PREEMPTED:
+        return "preempted"
     if not error_file.exists():
         error_file.write_text(f"{describe_exit(code)}\n")
     print(f"{title} failed: {last_error(run.workdir)} (see {error_file})", file=sys.stderr)
@@ -106,11 +117,10 @@ def end_with_sweep() -> None:
 @contextlib.contextmanager
 def errors_recorded(workdir: Path) -> Iterator[None]:
     """Writes the traceback of what goes wrong in here to `error.txt`, if the directory exists."""
-    path = workdir / "error.txt"
-    path.unlink(missing_ok=True)  # of an earlier start
+    if is_first():
+        (workdir / "error.txt").unlink(missing_ok=True)  # of an earlier start
     try:
         yield
     except Exception:
-        if workdir.is_dir():
-            path.write_text(traceback.format_exc())
+        record_error(workdir, traceback.format_exc())
         raise

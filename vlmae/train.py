@@ -16,18 +16,21 @@ from data_pipelines.records import Batch
 from vlmae.checkpoint import Checkpoints
 from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
-from vlmae.files import write_whole
+from vlmae.heartbeat import Heartbeat
 from vlmae.initial import initial_params
-from vlmae.metric_writer import MetricWriter, Progress
+from vlmae.metric_writer import MetricWriter, Muted, Progress
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.objectives import compute_losses
 from vlmae.optim import freeze, make_optimizer, make_schedule
+from vlmae.preemption import Preempted, PreemptionNotice
+from vlmae.processes import is_first, print_first
 from vlmae.sharding import (
     batch_sharding,
     batch_shards,
     check_batch_size,
     check_heads,
     make_mesh,
+    process_part,
     put_batch,
     replicated,
     state_shardings,
@@ -35,7 +38,7 @@ from vlmae.sharding import (
 from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter
 from vlmae.state import TrainState, init_state
-from vlmae.workdir import INIT_REPORT, check_workdir, claim_workdir
+from vlmae.workdir import check_workdir, claim_workdir
 
 Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
 BAD_CLIPS_JUDGED_AFTER = 1000  # clips seen before the share of bad ones may stop a run
@@ -195,11 +198,13 @@ def start_state(
             raise ValueError(
                 f"the checkpoint is at step {step}, beyond train.steps={config.train.steps}"
             )
-        print(f"continuing from step {step}")
+        print_first(f"continuing from step {step}")
         place = functools.partial(jax.tree.map, _with_sharding)
         return checkpoints.restore(step, place(abstract, shardings)), ""
     state = jax.jit(init, out_shardings=shardings)(config.seed)
     params, report = initial_params(config, state.params)
+    if report:
+        print_first(report)
     return state.replace(params=params), report
 
 
@@ -230,15 +235,18 @@ def check_bad_clips(bad: int, seen: int, total: int, max_ratio: float) -> None:
 def train(
     config: ExperimentConfig,
     workdir: Path,
-    make_batches: Callable[[int], Iterator[Batch]],
+    make_batches: Callable[[int, int, int], Iterator[Batch]],
     evaluate: Callable[[int, PyTree, jax.sharding.Mesh], dict[str, float]],
 ) -> dict[str, float]:
     """Trains to `train.steps`, going on from the work directory's last checkpoint.
 
+    Of several processes all must call this; the first one prints, and writes all but checkpoints.
+
     Args:
       config: the resolved experiment.
-      workdir: where config, metrics and checkpoints are written.
-      make_batches: start step -> this process's rows of the batches from that step on.
+      workdir: where config, metrics and checkpoints are written; the same for all processes.
+      make_batches: (start step, part, parts) -> this part of the rows of the batches from that
+        step on.
       evaluate: (step, parameters, mesh) -> metrics.
 
     Returns:
@@ -247,6 +255,7 @@ def train(
     Raises:
       ValueError: see `check_workdir`, `start_state` and the checks of the mesh.
       NonFiniteLoss, TooManyBadClips: the run stopped; the last good checkpoint is intact.
+      Preempted: the process was told to end, and has saved the step it was at.
     """
     mesh = make_checked_mesh(config)
     check_workdir(config, workdir)
@@ -254,32 +263,38 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
         state, loaded = start_state(config, mesh, checkpoints)
-        claim_workdir(config, workdir)
-        if loaded:
-            print(loaded)
-            write_whole(workdir / INIT_REPORT, loaded + "\n")
         start, last = int(state.step), config.train.steps
-        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, start)))
-        progress = stack.enter_context(contextlib.closing(Progress(start, last)))
-        batches = stack.enter_context(contextlib.closing(make_batches(start)))
+        if is_first():
+            claim_workdir(config, workdir, loaded)
+        heart = stack.enter_context(Heartbeat(workdir, start, config.train.max_idle_secs))
+        notice = stack.enter_context(PreemptionNotice())
+        writer = MetricWriter(workdir, start) if is_first() else Muted()
+        progress = Progress(start, last) if is_first() else Muted()
+        stack.enter_context(contextlib.closing(writer))
+        stack.enter_context(contextlib.closing(progress))
+        batches = stack.enter_context(contextlib.closing(make_batches(start, *process_part(mesh))))
         steps = make_steps(config, mesh, state, progress.print)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}
 
         for step in range(start + 1, last + 1):
+            heart.enter("waiting for data", step)
             with meter.waiting():
                 batch = put_batch(next(batches), mesh)
             run_step = steps[keep_rate_before(config, step)]
+            heart.enter("compiling", step)
             with meter.paused():
                 run_step.compile(state, batch)
+            heart.enter("training", step)
             state, metrics = run_step(state, batch)
             if on_cpu:  # simulated devices may deadlock when several steps are under way
                 jax.block_until_ready(metrics)
 
+            preempted = notice.agreed(step) and step != last
             due = {
-                "log": step % config.train.log_every_steps == 0 or step == last,
-                "save": step % config.train.save_every_steps == 0 or step == last,
+                "log": step % config.train.log_every_steps == 0 or step == last or preempted,
+                "save": step % config.train.save_every_steps == 0 or step == last or preempted,
                 "evaluate": is_due(step, config.train.eval_every_steps) and step != last,
             }
             # Metrics are read one step late, so that the device never waits for the host;
@@ -299,12 +314,18 @@ def train(
                 writer.write(step, report)
                 progress.report(step, report)
             if due["evaluate"]:
+                heart.enter("evaluating", step)
                 with meter.paused():
                     writer.write(step, evaluate(step, state.params, mesh))
             if due["save"]:  # last: what a continued run does not do again is on record
+                heart.enter("saving", step)
                 checkpoints.save(step, state)
+            if preempted:
+                progress.print(f"told to end: saving step {step}; the same command goes on from it")
+                raise Preempted
             progress.advance()
 
+        heart.enter("evaluating", last)
         result = evaluate(last, state.params, mesh)
         writer.write(last, result)
     return result

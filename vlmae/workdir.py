@@ -30,6 +30,7 @@ RESUME_MAY_CHANGE = (
     "train.eval_every_steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.max_idle_secs",
 )
 ENVIRONMENT = "environment.json"
 INIT_REPORT = "init.txt"  # what was loaded before the first step, name by name
@@ -81,9 +82,11 @@ def check_workdir(config: ExperimentConfig, workdir: Path) -> None:
             )
 
 
-def claim_workdir(config: ExperimentConfig, workdir: Path) -> None:
-    """Writes the config and the environment; from then on the directory belongs to this config."""
+def claim_workdir(config: ExperimentConfig, workdir: Path, loaded: str = "") -> None:
+    """Writes config, environment and what was loaded; now the directory belongs to this config."""
     workdir.mkdir(parents=True, exist_ok=True)
+    if loaded:
+        write_whole(workdir / INIT_REPORT, loaded + "\n")
     save_config(config, workdir / "config.json")
     write_whole(workdir / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
 

@@ -1,16 +1,18 @@
 """What all evaluators share: a trained model as programs over host arrays; encoded clips, texts."""
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from data_pipelines.evaluation import EvalData
-from data_pipelines.records import Texts
+from data_pipelines.records import Batch, Texts
 from vlmae.models.video_language import VideoLanguageModel
-from vlmae.sharding import put_batch, replicated
+from vlmae.sharding import process_part, put_batch, put_whole, replicated
 
 
 class Trained(NamedTuple):
@@ -38,8 +40,13 @@ class Chunk(NamedTuple):
     size: int  # how many of them are real
 
 
-def program(trained: Trained, method: Callable) -> Callable[..., PyTree]:
-    """`method(bound model, *arrays)`, jitted: takes host arrays and returns host arrays."""
+def program(
+    trained: Trained, method: Callable, put: Callable[[PyTree, Mesh], PyTree] = put_whole
+) -> Callable[..., PyTree]:
+    """`method(bound model, *arrays)`, jitted: takes host arrays and returns host arrays.
+
+    `put` makes global arrays of them; the results are whole in every process.
+    """
 
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
         return trained.model.apply({"params": params}, *inputs, method=method)
@@ -47,7 +54,7 @@ def program(trained: Trained, method: Callable) -> Callable[..., PyTree]:
     run = jax.jit(apply, out_shardings=replicated(trained.mesh))
 
     def on_host(*inputs: PyTree) -> PyTree:
-        return jax.device_get(run(trained.params, *put_batch(inputs, trained.mesh)))
+        return jax.device_get(run(trained.params, *put(inputs, trained.mesh)))
 
     return on_host
 
@@ -64,19 +71,34 @@ def encode_clips(
       keep_features: whether anything is fused with them.
     """
 
-    def encode(
-        model: VideoLanguageModel, video: UInt8[Array, "b t h w 3"]
-    ) -> tuple[Array | None, PyTree]:
-        features = model.encode_video(video)
+    def encode(model: VideoLanguageModel, batch: Batch) -> tuple[Array | None, PyTree, Array]:
+        features = model.encode_video(batch.video)
         embeddings = model.embed_video(features).mean(axis=1) if embed else None
-        return embeddings, features if keep_features else None
+        return embeddings, features if keep_features else None, batch.media_ids
 
-    run, parts, valid = program(trained, encode), [], []
-    for batch in data.batches():
-        encoded = (*run(batch.video), batch.media_ids)
-        parts.append(take_rows(encoded, batch.valid))
-        valid.append(batch.valid)
-    return Encoded(*concatenate(parts), np.flatnonzero(np.concatenate(valid)))
+    encoded, rows = map_clips(trained, data, encode)
+    return Encoded(*encoded, rows)
+
+
+def map_clips(
+    trained: Trained, data: EvalData, method: Callable[[VideoLanguageModel, Batch], PyTree]
+) -> tuple[PyTree, Int[np.ndarray, " n"]]:
+    """`method` on every clip that can be decoded; each process decodes its part of them.
+
+    Returns:
+      Its results in one piece, whole in every process, and the clips' rows in the data.
+    """
+
+    def apply(model: VideoLanguageModel, batch: Batch) -> tuple[PyTree, Array]:
+        return method(model, batch), batch.valid
+
+    run, parts, valid = program(trained, apply, put_batch), [], []
+    with contextlib.closing(data.batches(*process_part(trained.mesh))) as batches:
+        for batch in batches:
+            result, is_clip = run(batch)
+            parts.append(take_rows(result, is_clip))
+            valid.append(is_clip)
+    return concatenate(parts), np.flatnonzero(np.concatenate(valid))
 
 
 def encode_texts(trained: Trained, texts: Texts, *, keep_features: bool = False) -> Encoded:

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from data_pipelines.evaluation import EvalData
+from data_pipelines.records import Batch
 from vlmae.analysis.page import Item, Shown
 from vlmae.config import EvaluationConfig
-from vlmae.evaluators.encode import Trained, program
+from vlmae.evaluators.encode import Trained, map_clips
 from vlmae.evaluators.metrics import average_precision, f1_scores
 from vlmae.evaluators.result import Result
 from vlmae.models.video_language import VideoLanguageModel
@@ -59,20 +60,12 @@ def mean_average_precision(
 def score_labels(trained: Trained, data: EvalData) -> Labeled:
     """The logits and the right labels of every usable clip."""
 
-    def score(
-        model: VideoLanguageModel,
-        video: UInt8[Array, "b t h w 3"],
-        ids: Int[Array, "b l"],
-        mask: Bool[Array, "b l"],
-    ) -> Float[Array, "b c"]:
-        return model.classify(model.fuse(model.encode_text(ids, mask), model.encode_video(video)))
+    def score(model: VideoLanguageModel, batch: Batch) -> tuple[Array, Array]:
+        text = model.encode_text(batch.text_ids, batch.text_mask)
+        return model.classify(model.fuse(text, model.encode_video(batch.video))), batch.targets
 
-    run, parts = program(trained, score), []
-    for batch in data.batches():
-        logits = run(batch.video, batch.text_ids, batch.text_mask)
-        parts.append((logits, batch.targets, batch.valid))
-    logits, correct, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return Labeled(logits[valid], correct[valid], np.flatnonzero(valid))
+    (logits, correct), rows = map_clips(trained, data, score)
+    return Labeled(logits, correct, rows)
 
 
 def describe(labeled: Labeled, data: EvalData) -> tuple[list[dict], list[Item]]:

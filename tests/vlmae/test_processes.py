@@ -1,0 +1,168 @@
+"""Several processes train one model as one process does, however they are interrupted."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from local_processes import LocalRun, end_of, wait_until
+from test_resume import assert_same_run
+
+from vlmae.heartbeat import HUNG
+from vlmae.preemption import PREEMPTED
+from vlmae.processes import Processes, gpus_of_task
+from vlmae.result import last_error
+from vlmae.sharding import part_of
+
+EVALUATION = ("retrieval.json", "retrieval.jsonl")
+
+
+@pytest.fixture
+def make_run(tiny_data_dir, tmp_path, script_env):
+    """Makes runs of the tiny experiment, by name."""
+
+    def make(name: str, **flags: object) -> LocalRun:
+        return LocalRun(tiny_data_dir, tmp_path / name, script_env, **flags)
+
+    return make
+
+
+def assert_same_evaluation(ours: LocalRun, theirs: LocalRun) -> None:
+    for name in EVALUATION:
+        assert (ours.workdir / name).read_text() == (theirs.workdir / name).read_text(), name
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_are_two_devices(make_run):
+    """Losses of every step, parameters and what the evaluation writes; only the first one talks."""
+    flags = {"train.steps": 4, "mesh.data": 1, "mesh.fsdp": 2}
+    two, one = make_run("two", **flags), make_run("one", **flags)
+    first, second = two.run(processes=2)
+    one.run(processes=1, devices=2)
+    assert_same_run(two.workdir, one.workdir)
+    assert_same_evaluation(two, one)
+    assert "step 4/4" in first.out and "text to video" in first.out
+    assert "step" not in second.out and "text to video" not in second.out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "process_of", "parts"),
+    [
+        ((4, 1, 1), [0, 0, 1, 1], [(0, 2), (1, 2)]),
+        ((2, 2, 1), [0, 1, 2, 3], [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 1, 2), [0, 1, 2, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),  # pairs hold the same rows
+        ((1, 1, 4), [0, 0, 1, 1], [(0, 1), (0, 1)]),
+    ],
+)
+def test_part_of_each_process(sizes, process_of, parts):
+    owners = np.reshape(process_of, sizes)
+    assert [part_of(owners, process) for process in range(len(parts))] == parts
+
+
+def test_rows_that_do_not_lie_together_are_refused():
+    with pytest.raises(ValueError, match=r"process 0 the parts \[0, 2\] of a batch"):
+        part_of(np.reshape([0, 1, 0, 1], (4, 1, 1)), 0)
+
+
+def test_gpus_of_a_task():
+    """Each task of a node has its share of the node's GPUs; elsewhere JAX decides."""
+    node = {"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    assert gpus_of_task(node) == list(range(8))
+    tasks = node | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}
+    assert gpus_of_task(tasks) == [5]
+    assert gpus_of_task({}) is None
+    with pytest.raises(ValueError, match="3 tasks a node do not divide its 8 GPUs"):
+        gpus_of_task(node | {"SLURM_STEP_TASKS_PER_NODE": "3"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"coordinator": "host:1"}, "belong together"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "is not below"),
+    ],
+)
+def test_incomplete_addresses_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Processes(**fields)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_four_processes_and_on_with_fewer(make_run):
+    """On a mesh that is cut both ways; told to end, and continued by one and by two processes."""
+    flags = {"train.steps": 12, "train.save_every_steps": 100, "mesh.data": 2, "mesh.fsdp": 2}
+    one = make_run("one", **flags)
+    one.run(processes=1, devices=4)
+    for fewer in (1, 2):
+        four = make_run(f"on_with_{fewer}", **flags)
+        with four.started(processes=4) as running:
+            wait_until(lambda run=four: run.step() >= 3, running)
+            running[fewer].send_signal(signal.SIGTERM)
+            ended = [end_of(process) for process in running]
+        assert [process.code for process in ended] == [PREEMPTED] * 4, ended
+        assert 3 <= four.step() < 12
+        four.run(processes=fewer, devices=4 // fewer)
+        assert_same_run(four.workdir, one.workdir)
+        assert_same_evaluation(four, one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_heads_cut_across_processes(make_run):
+    """Both processes then read the same rows."""
+    flags = {"train.steps": 3, "mesh.data": 1, "mesh.tensor": 2}
+    two, one = make_run("two", **flags), make_run("one", **flags)
+    two.run(processes=2)
+    one.run(processes=1, devices=2)
+    assert_same_run(two.workdir, one.workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_interruptions(make_run):
+    """SIGTERM to one of two processes, or SIGKILL to both, at random moments of a run."""
+    flags = {"train.steps": 60, "train.save_every_steps": 5, "mesh.fsdp": 2, "mesh.data": 1}
+    unbroken, broken = make_run("unbroken", **flags), make_run("broken", **flags)
+    unbroken.run(processes=2)
+    rng, codes = random.Random(0), []
+    for interruption in range(20):
+        with broken.started(processes=2) as running:
+            start, steps = broken.step(), rng.randrange(4)
+            wait_until(lambda start=start, steps=steps: broken.step() > start + steps, running)
+            time.sleep(rng.uniform(0, 0.2))
+            if interruption % 2:
+                for process in running:
+                    process.kill()
+            else:
+                running[rng.randrange(2)].send_signal(rng.choice([signal.SIGTERM, signal.SIGUSR1]))
+            codes.append([end_of(process).code for process in running])
+    told = [pair for pair in codes if pair == [PREEMPTED] * 2]
+    killed = [pair for pair in codes if -signal.SIGKILL in pair]
+    assert len(told) >= 5 and len(killed) >= 5, codes
+    broken.run(processes=2)
+    assert_same_run(broken.workdir, unbroken.workdir)
+    assert_same_evaluation(broken, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_others(make_run, victim, number):
+    """Killed, or only hung: the other one says so and leaves, within the configured time."""
+    run = make_run("run", **{"train.steps": 5000, "train.max_idle_secs": 20})
+    with run.started(processes=2) as running:
+        wait_until(lambda: run.step() >= 3, running)
+        running[victim].send_signal(number)
+        start = time.monotonic()
+        other = end_of(running[1 - victim], timeout_secs=120)
+        secs = time.monotonic() - start
+    assert other.code != 0 and secs < 60, (secs, other)
+    if number == signal.SIGSTOP:
+        assert other.code == HUNG and f"no sign of life from process {victim}" in other.err
+        assert "training, step" in other.err and "Thread 0x" in other.err
+        assert "no progress for train.max_idle_secs=20" in last_error(run.workdir)
+    else:
+        assert other.err.strip()
