@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from experiments import smaug_emojivid_pretrain
 from experiments._sweeps import Changes, sweep_seed
 from vlmae.cli import main
-from vlmae.config import ExperimentConfig, InitConfig
+from vlmae.config import ExperimentConfig, InitConfig, ObjectivesConfig
 from vlmae.config_tree import override
 from vlmae.model_config import (
     FusionConfig,
@@ -52,11 +52,12 @@ def get_config() -> ExperimentConfig:
                 mask=MaskConfig(ratio=0.5),
             ),
             "model.text": TextEncoderConfig(
-                vocab_size=30522, width=384, depth=4, num_heads=12, mlp_dim=1536
+                vocab_size=30522, width=384, depth=4, num_heads=12, mlp_dim=1536, pooling="mean"
             ),
             "model.fusion": FusionConfig(depth=2),
-            "optim.learning_rate": 3e-4,
-            "optim.warmup_steps": 20,
+            "objectives": ObjectivesConfig(mlm=0.0, mvm=0.0),
+            "optim.learning_rate": 1e-4,
+            "optim.warmup_steps": 10,
             "train.init": InitConfig(text=MINILM, video=VIT_S14),
             "train.steps": 100,
             "train.log_every_steps": 10,

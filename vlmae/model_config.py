@@ -210,6 +210,9 @@ class TextEncoderConfig:
     """Hidden width of the feed-forward network."""
     dropout: float = 0.1
     """Dropout after embeddings, attention and feed-forward, training only."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What of a text goes to the shared space of VTC: its [CLS], or the mean of its tokens, as in
+    sentence-transformers (MiniLM), whose [CLS] is nearly the same for all texts."""
     adapter: AdapterConfig = AdapterConfig()
     """Frozen shallow layers; none by default."""
 

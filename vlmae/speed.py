@@ -11,6 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from data_pipelines.records import Batch
+from vlmae.analysis.collectives import collective_bytes, describe_bytes
 
 
 class CompiledStep:
@@ -23,7 +24,7 @@ class CompiledStep:
 
     def __init__(self, step: Callable, notify: Callable[[str], None] = print, repeats: int = 1):
         self.step, self.notify, self.repeats = step, notify, repeats
-        self.programs: dict[tuple, tuple[Callable, float]] = {}
+        self.programs: dict[tuple, tuple[Callable, dict[str, float]]] = {}
 
     def compile(self, state: PyTree, batch: Batch) -> None:
         """Compiles the program for this shape of batch, unless it is there already."""
@@ -34,16 +35,25 @@ class CompiledStep:
         program = self.step.lower(state, batch).compile()
         counted = program.cost_analysis().get("flops", 0.0) * (self.repeats or math.nan)
         flops = counted * jax.device_count() / shape[0]
-        self.programs[shape] = program, flops
         secs = time.perf_counter() - start
         cost = f"{flops / 1e9:.2f} billion operations a clip" if self.repeats else "in a loop"
+        figures = {"speed/flops_per_clip": flops}
+        if jax.device_count() > 1:
+            moved = collective_bytes(program.as_text())
+            cost += f"; each device exchanges {describe_bytes(moved)} a step"
+            figures["speed/network_bytes"] = float(sum(moved.values()))
+        self.programs[shape] = program, figures
         self.notify(f"compiled the step for video {shape} in {secs:.1f} s: {cost}")
 
     def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict]:
-        """Runs the step; metrics gain `speed/flops_per_clip`, as XLA counts them."""
-        program, flops = self.programs[batch.video.shape]
+        """Runs the step.
+
+        Metrics gain `speed/flops_per_clip`, as XLA counts them, and with several devices
+        `speed/network_bytes`, what each of them gets by collectives in a step.
+        """
+        program, figures = self.programs[batch.video.shape]
         state, metrics = program(state, batch)
-        return state, {**metrics, "speed/flops_per_clip": flops}
+        return state, metrics | figures
 
 
 class Meter:

@@ -12,6 +12,7 @@ from helpers import CLS, FIRST_WORD, PAD, SMALL, VOCAB, init_params, random_batc
 from helpers import small_model as make_model
 
 from vlmae.config import ObjectivesConfig
+from vlmae.config_tree import override
 from vlmae.masking import mask_from_noise
 from vlmae.model_config import VitLayout
 from vlmae.models.embeddings import (
@@ -240,21 +241,29 @@ def test_dropout_works_in_training_only(model):
         assert (one.tokens == other.tokens).all() == deterministic
 
 
-def test_embeddings_are_unit_vectors_in_the_direction_of_the_projection(model):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_embeddings_are_unit_vectors_in_the_direction_of_the_projection(model, pooling):
     module, variables = model
+    module = module.clone(config=override(module.config, {"text.pooling": pooling}))
     batch = random_batch(3)
 
     def run(module):
         video = module.encode_video(batch.video)
         text = module.encode_text(batch.text_ids, batch.text_mask)
         embeddings = {"video": module.embed_video(video), "text": module.embed_text(text)}
-        return embeddings, {"video": video.frame_cls, "text": text.cls}
+        return embeddings, video.frame_cls, text.tokens
 
-    embeddings, cls = jax.jit(partial(module.apply, variables, method=run))()
+    embeddings, frames, words = jax.jit(partial(module.apply, variables, method=run))()
     assert embeddings["video"].shape == (3, 2, 8) and embeddings["text"].shape == (3, 8)
+    lengths = batch.text_mask.sum(axis=1)
+    assert lengths.min() < lengths.max()
+    means = np.stack(
+        [row[:length].mean(axis=0) for row, length in zip(words, lengths, strict=True)]
+    )
+    pooled = {"video": frames, "text": means if pooling == "mean" else words[:, 0]}
     for name, actual in embeddings.items():
         dense = variables["params"][f"{name}_projection"]["dense"]
-        expected = np.asarray(cls[name]) @ dense["kernel"] + dense["bias"]
+        expected = np.asarray(pooled[name]) @ dense["kernel"] + dense["bias"]
         expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 

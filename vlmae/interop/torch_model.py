@@ -64,6 +64,12 @@ class TextFeatures(NamedTuple):
         return self.tokens[:, 0]
 
     @property
+    def mean(self) -> Tensor:
+        """The mean of the valid tokens [b d], [CLS] among them."""
+        valid = self.mask[..., None].to(self.tokens)
+        return (self.tokens * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+    @property
     def valid(self) -> Tensor:
         """The mask with at least one word in each row [b l], so that no softmax is over nothing."""
         return prefix_mask(self.mask)
@@ -1009,7 +1015,7 @@ class VideoLanguageModel(nn.Module):
 
     def embed_text(self, text: TextFeatures) -> Tensor:
         """Unit vectors of the texts [b e]."""
-        return self._part("text_projection")(text.cls)
+        return self._part("text_projection")(getattr(text, self.model_config["text"]["pooling"]))
 
     def similarity(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
         """How alike each clip and each text are [b c], over the learned temperature."""

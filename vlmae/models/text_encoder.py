@@ -24,6 +24,12 @@ class TextFeatures(NamedTuple):
         return self.tokens[:, 0]
 
     @property
+    def mean(self) -> Float[Array, "b d"]:
+        """The mean of the valid tokens, [CLS] among them."""
+        valid = self.mask[..., None].astype(self.tokens.dtype)
+        return (self.tokens * valid).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
+
+    @property
     def lengths(self) -> Int[Array, " b"]:
         """Valid tokens of each row; at least one, so that attention is never over nothing."""
         return jnp.maximum(self.mask.sum(axis=-1, dtype=jnp.int32), 1)

@@ -105,7 +105,7 @@ class VideoLanguageModel(nn.Module):
 
     def embed_text(self, text: TextFeatures) -> Float[Array, "b e"]:
         """Unit vectors of the texts."""
-        return self.text_projection(text.cls)
+        return self.text_projection(getattr(text, self.config.text.pooling))
 
     @nn.compact
     def temperature(self) -> Float[Array, ""]:

@@ -88,7 +88,8 @@ CONFIGS = {
     "thinned": thinned("cls_attention") | multiway("block", "context") | WIDER,
     "separate": thinned("norm")
     | multiway("global", "queries", share=False)
-    | adapters("inline", video=1, text=1),
+    | adapters("inline", video=1, text=1)
+    | {"model.text.pooling": "mean"},
     "baselines": thinned("random") | multiway("mean", "none") | selector("random"),
     "concat": {"model.fusion.kind": "concat"} | WIDER | LEARNED | selector("transformer"),
     "resampler": multiway("attention", "context") | selector("uniform"),

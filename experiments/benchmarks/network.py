@@ -1,0 +1,102 @@
+"""What crosses the network in a training step, on growing numbers of simulated devices.
+
+    python -m experiments.benchmarks.network
+    python -m experiments.benchmarks.network --devices 2 4 --frames 4
+
+ViT-B/16 and BERT-base, 32 clips a device, VTC over the global batch and VTM with negatives of the
+device's own rows (the defaults), cut by `data` (copies) or by `fsdp` (parameters cut). Nothing is
+run: the bytes are those of the results of the compiled step's collectives, on each device. GPUs'
+compilers may choose other collectives than the CPU's, for which these are compiled.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+# Before jax starts: its simulated devices wait for each other forever without more threads.
+os.environ.setdefault("NPROC", "16")
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks.cost import Size, base_config, random_batch
+from vlmae.analysis.collectives import KINDS, collective_bytes
+from vlmae.config import MeshConfig
+from vlmae.config_tree import override
+from vlmae.sharding import make_mesh
+from vlmae.train import make_init, make_step
+from vlmae.workdir import environment
+
+Axis = Literal["data", "fsdp"]
+
+
+def measure(size: Size, axis: Axis, devices: int, frames: int, rows: int) -> dict:
+    """Bytes by kind of one compiled step, and the seconds of compiling it."""
+    base = base_config(size, rows * devices, "float32")
+    config = override(base, {"data.train.0.num_frames": frames, "model.video.mask.ratio": 0.65})
+    mesh = make_mesh(MeshConfig(**{"data": 1, axis: devices}), jax.devices()[:devices])
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(config)))
+    state = jax.eval_shape(make_init(config), 0)
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        program = make_step(config, mesh, state).lower(state, batch).compile()
+    return {
+        "axis": axis,
+        "devices": devices,
+        "bytes": collective_bytes(program.as_text()),
+        "similarities_bytes": (rows * devices) ** 2 * 4,
+        "compile_secs": time.perf_counter() - start,
+    }
+
+
+def format_rows(rows: Sequence[dict]) -> str:
+    """Markdown, in MB a step on each device."""
+    kinds = [kind for kind in KINDS if any(kind in row["bytes"] for row in rows)]
+    head = ["cut by", "devices", *kinds, "all", "similarity matrix"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        sizes = [row["bytes"].get(kind, 0) for kind in kinds]
+        cells = [f"{size / 1e6:,.2f}" for size in (*sizes, sum(sizes), row["similarities_bytes"])]
+        lines.append("| " + " | ".join([row["axis"], str(row["devices"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def main(
+    devices: tuple[int, ...] = (2, 4, 8, 16, 64),
+    axes: tuple[Axis, ...] = ("data", "fsdp"),
+    size: Size = "B",
+    frames: int = 1,
+    rows: int = 32,
+    out_dir: Path = Path("runs/benchmarks"),
+) -> None:
+    """Prints the table and writes network.json and network.md.
+
+    Args:
+      devices: how many, simulated on the CPU.
+      axes: of the mesh, one after the other.
+      size: of the model.
+      frames: of each clip.
+      rows: clips on each device.
+      out_dir: where the tables go.
+    """
+    jax.config.update("jax_num_cpu_devices", max(devices))
+    results = []
+    for axis in axes:
+        for count in devices:
+            results.append(measure(size, axis, count, frames, rows))
+            print(results[-1], flush=True)
+    table = format_rows(results)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    report = {"environment": environment(), "frames": frames, "rows": rows, "steps": results}
+    (out_dir / "network.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out_dir / "network.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main, description=__doc__)
