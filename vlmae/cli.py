@@ -158,8 +158,10 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
         config = with_classes(config, classes)
     data = eval_data(config.data, classes)
 
-    def evaluate_step(step: int, params: PyTree, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        return evaluate(config, params, mesh, data, workdir)
+    def evaluate_params(
+        params: PyTree, mesh: jax.sharding.Mesh, on_progress: Callable[[], None]
+    ) -> dict[str, float]:
+        return evaluate(config, params, mesh, data, workdir, on_progress)
 
     def make_batches(start_step: int, part: int, parts: int):
         if is_first():
@@ -175,7 +177,7 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             process_count=parts,
         )
 
-    result = train(config, workdir, make_batches, evaluate_step)
+    result = train(config, workdir, make_batches, evaluate_params)
     if is_first():
         write_result(workdir, config.train.steps, result, config.data.batch_size)
         print_tables(workdir)

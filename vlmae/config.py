@@ -154,7 +154,7 @@ class TrainConfig:
     """Newest checkpoints that are kept."""
     max_idle_secs: float = 1800.0
     """A process that makes no progress for so long ends with an error that says what each process
-    waits for; compiling and each evaluation must be shorter. 0 waits forever."""
+    waits for; compiling a step must be shorter. 0 waits forever."""
     init_from: str = ""
     """Work directory or export whose parameters are the initial ones."""
     init: InitConfig = InitConfig()

@@ -47,13 +47,15 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     data: EvalData,
     out_dir: Path,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Evaluates what the objectives trained, and writes it to `out_dir`.
 
     With VTC `retrieval`, if the config asks for choices `multiple_choice`, with questions
     `answers`, with labels `labels`: each a `.json` (metrics, confidence intervals), a `.md` (a
     table), a `.jsonl` (predictions) and a `.png` (some of them). With MVM: `reconstruction.png`.
-    Of several processes all must call this; the first one writes.
+    Of several processes all must call this; the first one writes. `on_progress` is called after
+    each batch.
 
     Returns:
       Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
@@ -62,7 +64,8 @@ def evaluate(
         host_params = gather(params, mesh)
         if is_first():
             picture_first_clips(config, host_params, data, out_dir / "reconstruction.png")
-    trained = Trained(build_model(config), params, mesh, config.data.eval_batch_size)
+    batch_size = config.data.eval_batch_size
+    trained = Trained(build_model(config), params, mesh, batch_size, on_progress)
     metrics = {}
     for name, result in run_evaluators(config, trained, data):
         if is_first():

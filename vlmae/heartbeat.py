@@ -6,13 +6,14 @@ and people, can see that it is alive and what it waits for.
 
 import dataclasses
 import faulthandler
+import functools
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -114,6 +115,11 @@ class Heartbeat:
     def enter(self, phase: Phase, step: int) -> None:
         """Notes that this process begins with something: it makes progress."""
         self.beat = dataclasses.replace(self.beat, phase=phase, step=step, phase_since=time.time())
+
+    def within(self, phase: Phase, step: int) -> Callable[[], None]:
+        """Begins with something long; what is returned is to be called when it gets on."""
+        self.enter(phase, step)
+        return functools.partial(self.enter, phase, step)
 
     def __enter__(self):
         (self.workdir / FOLDER).mkdir(parents=True, exist_ok=True)

@@ -236,7 +236,7 @@ def train(
     config: ExperimentConfig,
     workdir: Path,
     make_batches: Callable[[int, int, int], Iterator[Batch]],
-    evaluate: Callable[[int, PyTree, jax.sharding.Mesh], dict[str, float]],
+    evaluate: Callable[[PyTree, jax.sharding.Mesh, Callable], dict[str, float]],
 ) -> dict[str, float]:
     """Trains to `train.steps`, going on from the work directory's last checkpoint.
 
@@ -247,7 +247,7 @@ def train(
       workdir: where config, metrics and checkpoints are written; the same for all processes.
       make_batches: (start step, part, parts) -> this part of the rows of the batches from that
         step on.
-      evaluate: (step, parameters, mesh) -> metrics.
+      evaluate: (parameters, mesh, on_progress) -> metrics; calls on_progress() now and then.
 
     Returns:
       The metrics of the final evaluation.
@@ -314,9 +314,10 @@ def train(
                 writer.write(step, report)
                 progress.report(step, report)
             if due["evaluate"]:
-                heart.enter("evaluating", step)
                 with meter.paused():
-                    writer.write(step, evaluate(step, state.params, mesh))
+                    writer.write(
+                        step, evaluate(state.params, mesh, heart.within("evaluating", step))
+                    )
             if due["save"]:  # last: what a continued run does not do again is on record
                 heart.enter("saving", step)
                 checkpoints.save(step, state)
@@ -325,8 +326,7 @@ def train(
                 raise Preempted
             progress.advance()
 
-        heart.enter("evaluating", last)
-        result = evaluate(last, state.params, mesh)
+        result = evaluate(state.params, mesh, heart.within("evaluating", last))
         writer.write(last, result)
     return result
 

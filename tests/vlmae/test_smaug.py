@@ -228,7 +228,7 @@ def test_the_keep_rate_of_every_step():
     assert rates == [1.0, 1.0, 0.75, 0.75, 0.5, 0.5]
 
 
-def batches(start: int) -> Iterator[Batch]:
+def batches(start: int, part: int, parts: int) -> Iterator[Batch]:
     """The same clips and captions for ever."""
     while True:
         yield jax.device_get(random_batch(6))
@@ -238,7 +238,7 @@ def test_training_over_a_schedule_compiles_once_for_each_rate(tmp_path, capsys):
     objectives_off = {"objectives.vtm": 0.0, "objectives.mlm": 0.0, "objectives.mvm": 0.0}
     steps = {"train.steps": 4, "train.log_every_steps": 1, "train.save_every_steps": 4}
     config: ExperimentConfig = override(SMALL, SCHEDULE | objectives_off | steps)
-    train(config, tmp_path / "run", batches, lambda step, params, mesh: {})
+    train(config, tmp_path / "run", batches, lambda params, mesh, on_progress: {})
     output = "".join(capsys.readouterr())
     assert output.count("compiled the step for video") == 2
     lines = read_metrics(tmp_path / "run")

@@ -20,8 +20,9 @@ class Trained(NamedTuple):
 
     model: VideoLanguageModel
     params: PyTree
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
     batch_size: int
+    on_progress: Callable[[], None] = lambda: None  # called after each batch
 
 
 class Encoded(NamedTuple):
@@ -54,7 +55,9 @@ def program(
     run = jax.jit(apply, out_shardings=replicated(trained.mesh))
 
     def on_host(*inputs: PyTree) -> PyTree:
-        return jax.device_get(run(trained.params, *put(inputs, trained.mesh)))
+        results = jax.device_get(run(trained.params, *put(inputs, trained.mesh)))
+        trained.on_progress()
+        return results
 
     return on_host
 
