@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vlmae.child_process import PREEMPTED, describe_exit, start_child
+from vlmae.result import record_error
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -48,7 +49,8 @@ def run_job(command: Sequence[str], workdir: Path, gpus: Sequence[str] | None = 
             queue_again(task.job_id)
         return PREEMPTED
     if code != 0:
-        leave_word(workdir, describe_exit(code))
+        workdir.mkdir(parents=True, exist_ok=True)
+        record_error(workdir, f"{describe_exit(code)}\n")
         raise JobFailed(describe_exit(code))
     return 0
 
@@ -117,11 +119,3 @@ def queue_again(job: str) -> None:
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode:
         raise JobFailed(f"the run saved itself, but was not queued again: {done.stderr.strip()}")
-
-
-def leave_word(workdir: Path, text: str) -> None:
-    """Writes `error.txt`, unless the run left one itself."""
-    path = workdir / "error.txt"
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")

@@ -112,7 +112,8 @@ def process_exists(pid: int, word: str = "") -> bool:
     except PermissionError:  # another user's
         pass
     try:
-        return word in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        return bool(command) and word in command  # a dead one that nobody waited for has none
     except FileNotFoundError:  # not on Linux, or it has ended just now
         return not Path("/proc/self").exists()
 
@@ -124,4 +125,3 @@ def is_alive(beat: Beat, now: float) -> bool:
     """
     here = beat.host == socket.gethostname()
     return not beat.ended and (not beat.is_silent(now) or (here and process_exists(beat.pid)))
-

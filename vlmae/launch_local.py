@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmae.child_process import PREEMPTED, describe_exit
-from vlmae.job import leave_word
 from vlmae.jobs import write_job
 from vlmae.launch import LaunchConfig, LaunchedRun, make_executor, record_of, submit
-from vlmae.result import last_error, read_result
+from vlmae.result import last_error, read_result, record_error
 
 if TYPE_CHECKING:
     import submitit
@@ -112,7 +111,8 @@ def outcome_of(run: LaunchedRun, job: "submitit.Job") -> str:
         return AGAIN
     if set(codes) == {0} and read_result(run.workdir):
         return COMPLETE
-    leave_word(run.workdir, describe_exit(0) if set(codes) == {0} else "killed without a word")
+    text = describe_exit(0) if set(codes) == {0} else "killed without a word"
+    record_error(run.workdir, f"{text}\n")
     return FAILED
 
 

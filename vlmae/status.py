@@ -15,15 +15,7 @@ from pathlib import Path
 from vlmae.analysis import runs
 from vlmae.command import run_command
 from vlmae.heartbeat import Beat, read_beats
-from vlmae.jobs import (
-    JOB,
-    JobRecord,
-    ask_queue,
-    is_active,
-    is_alive,
-    present_beats,
-    read_job,
-)
+from vlmae.jobs import JOB, JobRecord, ask_queue, is_active, is_alive, read_job
 
 RUNNING, COMPLETE, FAILED, PREEMPTED = "running", "complete", "failed", "preempted"
 QUEUED, LOST, NOT_STARTED = "queued", "lost", "not started"
@@ -33,7 +25,8 @@ NOT_ENTERED = {*runs.NOT_ENTERED, "jobs", "processes"}
 MAIN_METRICS = (  # of an evaluation: the first one that there is
     "retrieval/t2v_r1",
     "answers/accuracy",
-    "multiple_choice/accuracy",
+    "multiple_choice/match_accuracy",
+    "multiple_choice/mcm_accuracy",
     "labels/map",
 )
 HEADS = ("run", "state", "step", "done", "clips/s", "left", "loss", "metric", "seen", "")
@@ -130,10 +123,10 @@ def run_status(
       queue: SLURM's jobs and their states; None if SLURM could not be asked.
       root: the folder that the name is relative to; its parent by default.
     """
-    beats = present_beats(read_beats(workdir))
+    beats = read_beats(workdir)
     if not any(is_alive(beat, now) for beat in beats):
         # A process may have ended between its last beat and the look at its pid.
-        beats = present_beats(read_beats(workdir))
+        beats = read_beats(workdir)
     run = runs.read_run(workdir, root or workdir.parent)
     state, detail = judge(run, beats, read_job(workdir), queue, now)
     step = max((beat.step for beat in beats), default=0) if state == RUNNING else 0
@@ -169,7 +162,7 @@ def judge(
     if preempted:
         return PREEMPTED, f"job {record.job}: {job}" if job else "no job waits to start it again"
     if lost := [beat for beat in beats if not beat.ended]:
-        return LOST, describe_lost(lost[0])
+        return LOST, lost[0].describe(now)
     if beats:
         return FAILED, "ended without a word"
     if job:
@@ -195,12 +188,6 @@ def describe_processes(beats: Sequence[Beat], now: float) -> str:
     gone = [beat for beat in beats if beat not in alive]
     words = [f"; process {b.process} on {b.host} {b.ended or 'is lost'}" for b in gone]
     return text + "".join(words)
-
-
-def describe_lost(beat: Beat) -> str:
-    """Who was lost, and what it did last."""
-    which = f"process {beat.process} of {beat.processes} on {beat.host} (pid {beat.pid})"
-    return f"{which} fell silent: {beat.phase} at step {beat.step}"
 
 
 def format_table(statuses: Sequence[RunStatus]) -> str:

@@ -386,6 +386,7 @@ def test_a_local_run_that_goes_on_is_not_started_again(tmp_path, capsys):
     pretends = "import time; time.sleep(60)  # submitit"
     runs = make_runs(tmp_path, 1)
     with subprocess.Popen([sys.executable, "-c", pretends]) as process:
+        wait_until(lambda: process_exists(process.pid, "submitit"))
         host = os.uname().nodename
         write_job(runs[0].workdir, JobRecord("local", str(process.pid), host, "", (), 0.0))
         assert launch.launch(LaunchConfig("local"), runs, tmp_path) == 0

@@ -148,13 +148,15 @@ def test_silent(workdir, changes, state):
 def test_what_is_said_of_a_lost_run(workdir):
     beat(workdir, written=NOW - 100, host="node7", pid=9, phase="saving")
     run = run_status(workdir, NOW)
-    where = "process 0 of 1 on node7 (pid 9) fell silent: saving at step 5"
+    where = "process 0 of 1 (node7, pid 9): saving, step 5, for 60 s; no sign of life for 100 s"
     assert (run.state, run.detail, run.silent_secs) == ("lost", where, 100.0)
     assert run.step == 4  # what is on record
 
 
 def test_a_run_that_is_really_killed(workdir):
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
         beat(workdir, pid=process.pid, written=NOW - 16)
         assert run_status(workdir, NOW).state == "running"
         process.kill()
@@ -172,8 +174,9 @@ def test_one_of_two_processes_is_gone(workdir):
 
 
 def test_a_local_job_that_starts(tmp_path):
-    pretends = "import time; time.sleep(60)  # submitit"
-    with subprocess.Popen([sys.executable, "-c", pretends]) as process:
+    pretends = "import time; print(flush=True); time.sleep(60)  # submitit"
+    with subprocess.Popen([sys.executable, "-c", pretends], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
         record(tmp_path / "run", str(process.pid), "local")
         assert run_status(tmp_path / "run", NOW, {}).detail == "starting"
         process.kill()
