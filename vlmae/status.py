@@ -21,7 +21,6 @@ RUNNING, COMPLETE, FAILED, PREEMPTED = "running", "complete", "failed", "preempt
 QUEUED, LOST, NOT_STARTED = "queued", "lost", "not started"
 STATES = (RUNNING, COMPLETE, FAILED, PREEMPTED, QUEUED, LOST, NOT_STARTED)
 MARKS = {"config.json", "error.txt", JOB, "processes"}  # a run's directory has one of them
-NOT_ENTERED = {*runs.NOT_ENTERED, "jobs", "processes"}
 MAIN_METRICS = (  # of an evaluation: the first one that there is
     "retrieval/t2v_r1",
     "answers/accuracy",
@@ -106,7 +105,7 @@ def find_workdirs(root: Path) -> list[Path]:
     for folder, children, files in os.walk(root):
         if MARKS & {*files, *children}:
             found.append(Path(folder))
-        children[:] = set(children) - NOT_ENTERED
+        children[:] = set(children) - set(runs.NOT_ENTERED)
     if not found:
         raise ValueError(f"no run in or below {root}")
     return sorted(found)

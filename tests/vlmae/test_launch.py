@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from vlmae import job, launch, launch_local
+from vlmae.analysis.runs import find_runs
 from vlmae.child_process import PREEMPTED, describe_exit
+from vlmae.heartbeat import read_beats
 from vlmae.jobs import (
     JobRecord,
     ask_queue,
@@ -24,7 +26,11 @@ from vlmae.jobs import (
     write_job,
 )
 from vlmae.launch import LaunchConfig, LaunchedRun, without_launch_flags
+from vlmae.status import find_statuses
 
+# One objective compiles several times faster than all.
+QUICK = ["--objectives.vtm", "0", "--objectives.mlm", "0", "--objectives.mvm", "0"]
+QUICK += ["--train.steps", "10", "--train.save-every-steps", "5"]
 SUBMITTED = "echo Submitted batch job 12\n"
 
 
@@ -275,11 +281,13 @@ def test_the_run_ends_with_its_job(tmp_path):
     wait_until(lambda: not process_exists(int(pid_file.read_text())))
 
 
-def wait_until(condition, secs: float = 20) -> None:
+def wait_until(condition, secs: float = 20):
+    """What the condition gives as soon as it is true."""
     end = time.monotonic() + secs
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+    return value
 
 
 @pytest.mark.parametrize(
@@ -394,3 +402,54 @@ def test_a_local_run_that_goes_on_is_not_started_again(tmp_path, capsys):
     assert "waits or runs already" in capsys.readouterr().out
     assert launch.idle_runs(runs) == runs
     assert json.loads((runs[0].workdir / "job.json").read_text())["executor"] == "local"
+
+
+EIGHT = """
+from tiny_experiment import get_config
+from vlmae.cli import main
+
+
+def sweep_eight():
+    yield from ({"seed": seed} for seed in range(7))
+    yield {"model.video.mask.ratio": 1.5}  # no ratio
+
+
+main(get_config, sweeps=(sweep_eight,))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_sweep_of_which_one_run_fails_and_one_is_killed(tiny_data_dir, script_env, tmp_path):
+    """Eight runs, two at a time; then the same command again."""
+    root, script = tmp_path / "sweep", tmp_path / "eight.py"
+    script.write_text(EIGHT)
+    where = ["--workdir", str(root), "--data.data-dir", str(tiny_data_dir), "--sweep", "eight"]
+    command = [sys.executable, str(script), *where, *QUICK, "--launch", "local", "--max-jobs", "2"]
+    paths = [str(Path(__file__).parent), script_env.get("PYTHONPATH", "")]
+    env = script_env | {"PYTHONPATH": os.pathsep.join(paths)}
+    most = 0
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as sweep:
+        victim = wait_until(lambda: root.exists() and read_beats(root / "seed=3"), secs=900)[0]
+        os.kill(victim.pid, signal.SIGKILL)
+        while sweep.poll() is None:
+            states = [s.state for s in find_statuses(root, time.time())]
+            most = max(most, states.count("running"))
+            time.sleep(0.5)
+        assert sweep.stdout.read().splitlines()[-1] == "6 complete, 2 failed"
+    assert sweep.returncode == 1 and most == 2
+    states = {s.name: (s.state, s.detail) for s in find_statuses(root, time.time())}
+    refused = ("failed", "ValueError: mask.ratio must be in [0, 1), not 1.5")
+    assert states == {
+        **{f"seed={seed}": ("complete", "") for seed in range(7)},
+        "seed=3": ("failed", "killed by SIGKILL (out of memory, perhaps)"),
+        "mask.ratio=1.5": refused,
+    }
+    reported = {run.name: (run.state, run.error) for run in find_runs(root)}
+    assert reported == states
+    again = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stdout.splitlines()[0] == "sweep of 8 runs: 6 already complete"
+    assert again.stdout.splitlines()[-1] == "1 complete, 1 failed"
+    states |= {"seed=3": ("complete", "")}
+    assert {s.name: (s.state, s.detail) for s in find_statuses(root, time.time())} == states

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 # One objective compiles several times faster than all.
 QUICK = ["--objectives.vtm", "0", "--objectives.mlm", "0", "--objectives.mvm", "0"]
 QUICK += ["--train.steps", "3", "--train.save-every-steps", "1"]
-LONG = ["--train.steps", "400", "--train.save-every-steps", "10"]
+LONG = ["--train.steps", "150", "--train.save-every-steps", "10"]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on(submit, tmp_path, tasks):
     subprocess.run(["scancel", "--signal=USR1", read_job(workdir).job], check=True)
     assert wait_for(workdir, "preempted") == "preempted"
     wait_for(workdir, "complete")
-    assert steps_of(workdir) == list(range(1, 401)) and read_result(workdir)["step"] == 400
+    assert steps_of(workdir) == list(range(1, 151)) and read_result(workdir)["step"] == 150
     log = logs_of(workdir)
     assert log.count("is queued again") == 1 and log.count("continuing from step") == 1
 
@@ -151,7 +151,7 @@ def test_a_cancelled_job_saves_itself_and_is_not_queued_again(submit, tmp_path):
     assert "was cancelled: it is not queued again" in logs_of(workdir)
     submit(*LONG)
     wait_for(workdir, "complete")
-    assert steps_of(workdir) == list(range(1, 401))
+    assert steps_of(workdir) == list(range(1, 151))
 
 
 def wait_for_steps(workdir: Path, step: int, secs: float = 300) -> None:
