@@ -6,6 +6,7 @@ no signal handler of submitit's is in its way.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,14 +107,18 @@ def passed_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
 
 
 def queue_again(job: str) -> None:
-    """Asks SLURM to queue this job again, unless it was cancelled, which ends it by SIGTERM too.
+    """Asks SLURM to queue this job again, if it still runs or has met its time limit.
+
+    SLURM ends a job by SIGTERM as well when somebody cancels it, and that shall be the end; where
+    it preempts one that may be queued again, it does so itself.
 
     Raises:
       JobFailed: SLURM would not; says why.
     """
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True)
-    if "JobState=CANCELLED" in shown.stdout:
-        print(f"job {job} was cancelled: it is not queued again", flush=True)
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    state = re.search(r"JobState=(\S+)", shown)
+    if state and state[1] != "RUNNING" and "Reason=TimeLimit" not in shown:
+        print(f"job {job} was ended by SLURM, where it is {state[1]}", flush=True)
         return
     print(f"job {job} is queued again", flush=True)
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

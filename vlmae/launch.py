@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from vlmae.jobs import (
 if TYPE_CHECKING:
     import submitit
 
+SLURM_ONLY = ("partition", "account", "qos", "time-min", "save-secs", "cpus-per-task", "mem-gb")
+SLURM_ONLY += ("sbatch",)
 TEN_YEARS_MIN = 10 * 365 * 24 * 60  # submitit's local executor knows no run without a limit
 
 
@@ -149,6 +152,9 @@ def launch(options: LaunchConfig, runs: Sequence[LaunchedRun], root: Path) -> in
     if options.launch == "local":
         from vlmae.launch_local import run_local
 
+        unused = [name for name in options.given() if name in SLURM_ONLY]
+        if unused:
+            print(f"note: not used by --launch local: --{', --'.join(unused)}", file=sys.stderr)
         return run_local(options, idle, root)
     submit_slurm(options, idle, root)
     return 0

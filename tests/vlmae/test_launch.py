@@ -1,7 +1,10 @@
 """Launching: what SLURM is asked for, what a job does, and a queue of one machine."""
 
+import importlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,10 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 
 from vlmae import job, launch, launch_local
 from vlmae.analysis.runs import find_runs
 from vlmae.child_process import PREEMPTED, describe_exit
+from vlmae.cli import Command
 from vlmae.heartbeat import read_beats
 from vlmae.jobs import (
     JobRecord,
@@ -46,6 +51,21 @@ SUBMITTED = "echo Submitted batch job 12\n"
 )
 def test_a_job_gets_the_command_without_the_flags_of_the_launch(argv, kept):
     assert without_launch_flags(["x.py", *argv]) == ["x.py", *kept]
+
+
+def test_the_guide_gives_flags_that_exist():
+    """Every command line of an experiment in experiments/README.md is understood."""
+    guide = Path(__file__).parents[2] / "experiments" / "README.md"
+    text = guide.read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python experiments/(\w+)\.py(.*)$", text, flags=re.MULTILINE)
+    flags_of_table = " ".join(re.findall(r"^\| `(--[^`]*)` \|", text, flags=re.MULTILINE))
+    assert len(commands) > 8 and flags_of_table.count("--") == 4
+    for name, flags in [*commands, ("smaug_pretrain", flags_of_table)]:
+        experiment = importlib.import_module(f"experiments.{name}")
+        default = Command(experiment.get_config())
+        tyro.cli(
+            Command, args=shlex.split(flags), default=default, config=(tyro.conf.AvoidSubcommands,)
+        )
 
 
 @pytest.mark.parametrize(
@@ -291,13 +311,19 @@ def wait_until(condition, secs: float = 20):
 
 
 @pytest.mark.parametrize(
-    ("shown", "requeued"), [("JobState=RUNNING", True), ("JobState=CANCELLED", False)]
+    ("shown", "requeued"),
+    [
+        ("JobState=RUNNING Reason=None", True),
+        ("JobState=COMPLETING Reason=TimeLimit", True),
+        ("JobState=COMPLETING Reason=None", False),  # cancelled; or preempted, and SLURM's affair
+        ("JobState=CANCELLED Reason=None", False),
+    ],
 )
 def test_a_preempted_job_is_queued_again_but_not_a_cancelled_one(
     commands, tmp_path, shown, requeued
 ):
     calls = tmp_path / "calls"
-    commands(scontrol=f'echo "$@" >> {calls}; echo "{shown} Reason=None"')
+    commands(scontrol=f'echo "$@" >> {calls}; echo "{shown}"')
     job.queue_again("12_3")
     expected = ["show job 12_3", "requeue 12_3"] if requeued else ["show job 12_3"]
     assert calls.read_text().splitlines() == expected
@@ -367,8 +393,10 @@ def test_a_queue_of_one_machine(tmp_path, capfd):
         return (sys.executable, str(tmp_path / "stub.py"), str(workdir), kind, str(log))
 
     runs = [LaunchedRun(f"run {k}", tmp_path / k, command(tmp_path / k, k)) for k in kinds]
-    code = launch.launch(LaunchConfig("local", max_jobs=2), runs, tmp_path)
+    options = LaunchConfig("local", max_jobs=2, partition="gpu", mem_gb=8.0)
+    code = launch.launch(options, runs, tmp_path)
     out, err = capfd.readouterr()
+    assert err.startswith("note: not used by --launch local: --partition, --mem-gb\n")
     assert code == 1 and out.splitlines()[-1] == "2 complete, 3 failed"
     assert f"run preempted preempted: {tmp_path}/preempted" in out
     for kind, error in (

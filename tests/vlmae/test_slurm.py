@@ -148,7 +148,7 @@ def test_a_cancelled_job_saves_itself_and_is_not_queued_again(submit, tmp_path):
         time.sleep(0.5)
     status = run_status(workdir, time.time(), {})
     assert (status.state, status.detail) == ("preempted", "no job waits to start it again")
-    assert "was cancelled: it is not queued again" in logs_of(workdir)
+    assert "was ended by SLURM, where it is C" in logs_of(workdir)
     submit(*LONG)
     wait_for(workdir, "complete")
     assert steps_of(workdir) == list(range(1, 151))
