@@ -125,3 +125,8 @@ def is_alive(beat: Beat, now: float) -> bool:
     """
     here = beat.host == socket.gethostname()
     return not beat.ended and (not beat.is_silent(now) or (here and process_exists(beat.pid)))
+
+
+def is_gone(beat: Beat) -> bool:
+    """True of a process of this host that is not seen: dead, or in another container."""
+    return beat.host == socket.gethostname() and not process_exists(beat.pid)

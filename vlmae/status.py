@@ -15,7 +15,7 @@ from pathlib import Path
 from vlmae.analysis import runs
 from vlmae.command import run_command
 from vlmae.heartbeat import Beat, read_beats
-from vlmae.jobs import JOB, JobRecord, ask_queue, is_active, is_alive, read_job
+from vlmae.jobs import JOB, JobRecord, ask_queue, is_active, is_alive, is_gone, read_job
 
 RUNNING, COMPLETE, FAILED, PREEMPTED = "running", "complete", "failed", "preempted"
 QUEUED, LOST, NOT_STARTED = "queued", "lost", "not started"
@@ -151,7 +151,8 @@ def judge(
     job = job_state(record, queue)
     if run.state == runs.COMPLETE:
         return COMPLETE, ""
-    if any(is_alive(beat, now) for beat in beats):
+    alive = [beat for beat in beats if is_alive(beat, now)]
+    if alive and not (run.error and all(is_gone(beat) for beat in alive)):
         return RUNNING, describe_processes(beats, now)
     preempted = any(beat.ended == "preempted" for beat in beats)
     if job in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"):

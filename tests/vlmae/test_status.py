@@ -88,6 +88,14 @@ def test_failed(workdir):
     assert run_status(workdir, NOW).state == "failed"
 
 
+@pytest.mark.parametrize(("pid", "state"), [(NO_PID, "failed"), (os.getpid(), "running")])
+def test_killed_a_moment_ago(workdir, pid, state):
+    """What watched over it has left a word; but of several processes, others may still live."""
+    beat(workdir, pid=pid)
+    (workdir / "error.txt").write_text("killed by SIGKILL\n")
+    assert run_status(workdir, NOW).state == state
+
+
 def test_refused_before_it_had_a_config(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "error.txt").write_text("ValueError: mask.ratio must be in [0, 1)\n")
