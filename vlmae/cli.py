@@ -16,10 +16,12 @@ from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.stored import open_source, tokenizer_for
 from data_pipelines.tokenize import Tokenizer
+from vlmae.child_process import end_with_parent
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate, print_tables
+from vlmae.launch import LaunchConfig, LaunchedRun, launch, without_launch_flags
 from vlmae.processes import Processes, is_first, leaving_at_once
 from vlmae.result import write_result
 from vlmae.sweep import (
@@ -34,7 +36,7 @@ from vlmae.sweep import (
     run_state,
     sweep_name,
 )
-from vlmae.sweep_process import end_with_sweep, errors_recorded, run_all
+from vlmae.sweep_process import errors_recorded, run_all
 from vlmae.train import NonFiniteLoss, TooManyBadClips, train
 from vlmae.workdir import tokenizer_of
 
@@ -61,6 +63,7 @@ class Command:
     index: int | None = None
     """Only run this one of the sweep, counted from 0."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
+    launching: Annotated[LaunchConfig, tyro.conf.arg(name="")] = LaunchConfig()
 
     @property
     def root(self) -> Path:
@@ -103,13 +106,36 @@ def run(command: Command, sweeps: Sequence[Sweep]) -> None:
         names = ", ".join(sweep_name(sweep) for sweep in sweeps) or "none"
         raise ValueError(f"--list and --index need --sweep NAMES; there is: {names}")
     else:
-        command.processes.connect()
-        with errors_recorded(command.root):
-            run_experiment(command.config, command.root)
+        run_single(command)
+
+
+def run_single(command: Command) -> None:
+    """Runs the experiment in this process, or launches it."""
+    if command.launching.launch:
+        run = LaunchedRun("the run", command.root, tuple(own_command()))
+        exit_unless_zero(launch(command.launching, [run], command.root))
+        return
+    end_with_parent()
+    command.processes.connect()
+    with errors_recorded(command.root):
+        run_experiment(command.config, command.root)
+
+
+def own_command() -> list[str]:
+    """What started this process, without the flags of a launch."""
+    return [sys.executable, *without_launch_flags(sys.argv)]
+
+
+def exit_unless_zero(code: int) -> None:
+    """Ends this process with the exit code of what it has run, if that did not go well."""
+    if code:
+        sys.exit(code)
 
 
 def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
     """Lists a sweep, or runs one of it in this process, or all of it in a process each."""
+    if command.index is not None and command.launching.launch:
+        raise ValueError("--launch is for the whole sweep: not with --index")
     runs = plan_runs(choose_sweeps(sweeps, command.sweep), command.root)
     chosen = runs if command.index is None else [run_at(runs, command.index)]
     if command.list_runs:
@@ -119,13 +145,28 @@ def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
     if command.list_runs:
         return
     if command.index is not None:
-        end_with_sweep()
+        end_with_parent()
         command.processes.connect()
         run_one(command.config, chosen[0])
+    elif command.launching.launch:
+        exit_unless_zero(launch_sweep(command, runs))
     else:
-        code = run_all(command.config, runs, [sys.executable, *sys.argv])
-        if code:
-            sys.exit(code)
+        exit_unless_zero(run_all(command.config, runs, own_command()))
+
+
+def launch_sweep(command: Command, runs: Sequence[SweepRun]) -> int:
+    """Launches the runs that are not complete, each by its index; returns the exit code."""
+    missing = [run for run in runs if run_state(command.config, run) != COMPLETE]
+    print(f"sweep of {len(runs)} runs: {len(runs) - len(missing)} already complete", flush=True)
+    launched = [
+        LaunchedRun(
+            f"run {run.index} of 0 ... {len(runs) - 1}",
+            run.workdir,
+            (*own_command(), "--index", str(run.index)),
+        )
+        for run in missing
+    ]
+    return launch(command.launching, launched, command.root)
 
 
 def run_one(base: ExperimentConfig, run: SweepRun) -> None:

@@ -152,6 +152,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    wandb_project: str = ""
+    """Send metrics to this project of Weights & Biases too."""
     max_idle_secs: float = 1800.0
     """A process that makes no progress for so long ends with an error that says what each process
     waits for; compiling a step must be shorter. 0 waits forever."""

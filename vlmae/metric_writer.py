@@ -1,25 +1,28 @@
-"""Where metrics go: a JSON-lines file, TensorBoard, and one line on the terminal."""
+"""Where metrics go: a JSON-lines file, TensorBoard, W&B, and one line on the terminal."""
 
 import json
 import sys
 from pathlib import Path
 
 from vlmae.files import write_whole
+from vlmae.wandb_log import WandbLog
 
 
 class MetricWriter:
-    """Appends metrics to `metrics.jsonl` and to TensorBoard event files in a work directory.
+    """Appends metrics to `metrics.jsonl` and to TensorBoard event files in a work directory, and
+    to Weights & Biases, if it is given.
 
     Lines of steps after `start_step`, left by a run that was killed after its last checkpoint,
     are removed first, and a line that is kept is not written again: a continued run leaves the
     file of an unbroken one.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int, wandb: WandbLog | None = None):
         from tensorboardX import SummaryWriter  # imports torch where it is installed: lazily
 
         self.path = Path(workdir) / "metrics.jsonl"
         self.kept = set(drop_later_lines(self.path, start_step))
+        self.wandb = wandb
         self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -31,10 +34,14 @@ class MetricWriter:
             file.write(line)
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.write(step, metrics)
 
     def close(self) -> None:
-        """Flushes the event files."""
+        """Flushes the event files, and waits for Weights & Biases."""
         self.board.close()
+        if self.wandb:
+            self.wandb.close()
 
 
 def drop_later_lines(path: Path, last_step: int) -> list[str]:

@@ -9,7 +9,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+from vlmae.child_process import PREEMPTED
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

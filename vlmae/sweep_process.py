@@ -1,23 +1,17 @@
 """Running a sweep: a process for each run, so that none can stop the others."""
 
 import contextlib
-import os
-import signal
-import subprocess
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vlmae.child_process import PREEMPTED, describe_exit, run_child
 from vlmae.config import ExperimentConfig
-from vlmae.preemption import PREEMPTED
 from vlmae.processes import is_first
 from vlmae.result import last_error, record_error
 from vlmae.sweep import COMPLETE, SweepRun, run_state
-
-STARTED_BY_SWEEP = "VLMAE_STARTED_BY_SWEEP"
 
 
 def run_all(base: ExperimentConfig, runs: Sequence[SweepRun], command: Sequence[str]) -> int:
@@ -65,7 +59,7 @@ def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequ
     run.workdir.mkdir(parents=True, exist_ok=True)
     error_file = run.workdir / "error.txt"
     error_file.unlink(missing_ok=True)  # of an earlier start
-    code = start_process([*command, "--index", str(run.index)])
+    code = run_child([*command, "--index", str(run.index)])
     if code == 0 and run_state(base, run) == COMPLETE:
         return COMPLETE
     if code == PREEMPTED:
@@ -74,44 +68,6 @@ def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequ
         error_file.write_text(f"{describe_exit(code)}\n")
     print(f"{title} failed: {last_error(run.workdir)} (see {error_file})", file=sys.stderr)
     return "failed"
-
-
-def describe_exit(code: int) -> str:
-    """What an exit code says, where the process itself left no message."""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name} (out of memory, perhaps)"
-    if code == 0:
-        return "ended without a result: was the experiment file changed while its sweep runs?"
-    return f"ended with exit code {code}"
-
-
-def start_process(command: Sequence[str]) -> int:
-    """Runs a command that ends when this process does, even by SIGKILL; returns its exit code.
-
-    The sign is its standard input, which ends when this process is gone. The command has a process
-    group of its own, so that Ctrl-C comes this way too and takes its data workers along.
-    """
-    env = os.environ | {STARTED_BY_SWEEP: "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, env=env, process_group=0) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.stdin.close()
-            process.wait()
-            raise
-
-
-def end_with_sweep() -> None:
-    """In a process that a sweep has started: ends it and its workers when the sweep is gone."""
-
-    def wait_for_end() -> None:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGTERM)  # at any moment: files and checkpoints are always whole
-
-    if os.environ.get(STARTED_BY_SWEEP):
-        threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from vlmae.sharding import (
 from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter
 from vlmae.state import TrainState, init_state
+from vlmae.wandb_log import open_log
 from vlmae.workdir import check_workdir, claim_workdir
 
 Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
@@ -268,7 +269,7 @@ def train(
             claim_workdir(config, workdir, loaded)
         heart = stack.enter_context(Heartbeat(workdir, start, config.train.max_idle_secs))
         notice = stack.enter_context(PreemptionNotice())
-        writer = MetricWriter(workdir, start) if is_first() else Muted()
+        writer = MetricWriter(workdir, start, open_log(config, workdir)) if is_first() else Muted()
         progress = Progress(start, last) if is_first() else Muted()
         stack.enter_context(contextlib.closing(writer))
         stack.enter_context(contextlib.closing(progress))

@@ -30,6 +30,7 @@ RESUME_MAY_CHANGE = (
     "train.eval_every_steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.wandb_project",
     "train.max_idle_secs",
 )
 ENVIRONMENT = "environment.json"

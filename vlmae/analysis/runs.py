@@ -31,9 +31,12 @@ IGNORED = (
     "train.eval_every_steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.max_idle_secs",
+    "train.wandb_project",
     "objectives.mcm_template_ids",
 )
-NOT_ENTERED = ("checkpoints", "tensorboard", "tokenizer")  # folders inside of a work directory
+# Folders inside of a work directory.
+NOT_ENTERED = ("checkpoints", "tensorboard", "tokenizer", "jobs", "processes", "wandb")
 COMPLETE, UNFINISHED, FAILED = "complete", "unfinished", "failed"
 
 
