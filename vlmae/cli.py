@@ -112,8 +112,8 @@ def run(command: Command, sweeps: Sequence[Sweep]) -> None:
 def run_single(command: Command) -> None:
     """Runs the experiment in this process, or launches it."""
     if command.launching.launch:
-        run = LaunchedRun("the run", command.root, tuple(own_command()))
-        exit_unless_zero(launch(command.launching, [run], command.root))
+        launched = LaunchedRun("the run", command.root, tuple(own_command()))
+        exit_unless_zero(launch(command.launching, [launched], command.root))
         return
     end_with_parent()
     command.processes.connect()
