@@ -415,7 +415,7 @@ import pathlib, signal, sys, time
 workdir = pathlib.Path(sys.argv[1])
 
 def save(*_):
-    time.sleep(1.5)  # longer than submitit waits for what it ends itself
+    time.sleep(4)  # longer than submitit waits for what it ends itself
     (workdir / "saved").touch()
     sys.exit(75)
 
