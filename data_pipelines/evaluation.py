@@ -45,17 +45,17 @@ class EvalData:
         """What token ids say."""
         return self._rows.maker.tokenizer.decode(ids)
 
-    def batches(self, process_index: int = 0, process_count: int = 1) -> BatchIterator:
-        """This process's rows of each batch; the last one is padded with `valid` False rows.
+    def batches(self, part: int = 0, parts: int = 1) -> BatchIterator:
+        """All batches, or one of several parts of each; `valid` is False in rows that only pad.
 
         Raises:
-          ValueError: `process_count` does not divide the batch size.
+          ValueError: `parts` does not divide the batch size.
         """
         size = self._config.eval_batch_size
-        rows = local_size("data.eval_batch_size", size, process_count)
+        rows = local_size("data.eval_batch_size", size, parts)
         num_rows = -(-self.num_clips // size) * size
         batches = grain.MapDataset.range(num_rows).map(self._rows).batch(rows)
-        return iterate(batches[process_index::process_count], self._config.num_workers)
+        return iterate(batches[part::parts], self._config.num_workers)
 
 
 def eval_data(config: DataConfig, classes: Classes | None = None) -> EvalData:

@@ -65,11 +65,12 @@ def train_batches(
     *,
     seed: int,
     classes: Classes | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: int = 0,
+    parts: int = 1,
 ) -> BatchIterator:
-    """Endless training batches from `start_step` on: this process's rows of each (ours).
+    """Endless training batches from `start_step` on, or one of several parts of each (ours).
 
+    Every process of a run reads a part of its own.
     `classes` are those of the config's task (`classes_for`).
 
     Each batch comes from one source, alternating by weight, so the number of frames is fixed
@@ -78,19 +79,19 @@ def train_batches(
 
     Raises:
       FileNotFoundError: a data set or the tokenizer is missing.
-      ValueError: `process_count` does not divide the batch size, or there is no such split.
+      ValueError: `parts` does not divide the batch size, or there is no such split.
     """
-    rows = local_size("data.batch_size", config.batch_size, process_count)
+    rows = local_size("data.batch_size", config.batch_size, parts)
     tokenizer = tokenizer_for(config)
     numbers = classes.numbers if classes else {}
     seeds = np.random.SeedSequence(seed).generate_state(len(config.train))
-    parts = [
+    sources = [
         _endless_rows(RowMaker(source, config, tokenizer, numbers), int(source_seed))
         # Slicing whole local batches keeps the rows of a global batch contiguous.
-        .batch(rows, drop_remainder=True)[process_index::process_count]
+        .batch(rows, drop_remainder=True)[part::parts]
         for source, source_seed in zip(config.train, seeds, strict=True)
     ]
-    batches = grain.MapDataset.mix(parts, [source.weight for source in config.train])
+    batches = grain.MapDataset.mix(sources, [source.weight for source in config.train])
     return iterate(batches[start_step:], config.num_workers)
 
 
@@ -133,10 +134,10 @@ def _question_places(maker: RowMaker) -> list[tuple[int, int]]:
     return places
 
 
-def local_size(field: str, global_size: int, process_count: int) -> int:
-    if global_size % process_count:
-        raise ValueError(f"{field} = {global_size} is not divisible by {process_count} processes")
-    return global_size // process_count
+def local_size(field: str, global_size: int, parts: int) -> int:
+    if global_size % parts:
+        raise ValueError(f"{field} = {global_size} is not divisible by {parts} processes")
+    return global_size // parts
 
 
 def iterate(batches: grain.MapDataset, num_workers: int) -> BatchIterator:

@@ -214,8 +214,8 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             start_step,
             seed=config.seed,
             classes=classes,
-            process_index=part,
-            process_count=parts,
+            part=part,
+            parts=parts,
         )
 
     result = train(config, workdir, make_batches, evaluate_params)

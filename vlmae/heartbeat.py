@@ -28,9 +28,7 @@ PERIOD_SECS = 5.0
 SILENT_PERIODS = 3  # a shared file system may show a file late
 HUNG = 70  # EX_SOFTWARE of sysexits.h
 
-Phase = Literal[
-    "starting", "waiting for data", "compiling", "training", "evaluating", "saving", "ending"
-]
+Phase = Literal["starting", "waiting for data", "compiling", "training", "evaluating", "saving"]
 Ending = Literal["", "complete", "failed", "preempted"]
 
 

@@ -165,7 +165,7 @@ def mixed_config(shapes_config, shapes_dir):
 
 def test_processes_share_the_global_batch(mixed_config):
     whole = take(mixed_config, 6, start_step=2)
-    parts = [take(mixed_config, 6, 2, process_index=i, process_count=2) for i in range(2)]
+    parts = [take(mixed_config, 6, 2, part=i, parts=2) for i in range(2)]
     joined = [
         jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b) for a, b in zip(*parts, strict=True)
     ]
@@ -305,7 +305,7 @@ def test_parts_of_splits_and_empty_parts(shapes_config):
 
 def test_batches_must_be_divisible(shapes_config):
     with pytest.raises(ValueError, match=r"data\.batch_size = 4 is not divisible by 3 processes"):
-        take(shapes_config, 1, process_count=3)
+        take(shapes_config, 1, parts=3)
     with pytest.raises(ValueError, match=r"data\.eval_batch_size = 4 is not divisible by 3"):
         eval_data(shapes_config).batches(0, 3)
 
