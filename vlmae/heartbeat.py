@@ -4,6 +4,7 @@ Process i of a run rewrites `WORKDIR/processes/i.json` every few seconds, so tha
 and people, can see that it is alive and what it waits for.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import functools
@@ -90,7 +91,7 @@ class Heartbeat:
     `error.txt`, and where this one stands, thread by thread, to stderr.
     """
 
-    def __init__(self, workdir: Path, step: int, max_idle_secs: float):
+    def __init__(self, workdir: Path, max_idle_secs: float):
         self.workdir, self.max_idle_secs = workdir, max_idle_secs
         period = min(PERIOD_SECS, max_idle_secs / 4) if max_idle_secs else PERIOD_SECS
         now = time.time()
@@ -100,7 +101,7 @@ class Heartbeat:
             host=socket.gethostname(),
             pid=os.getpid(),
             job=os.environ.get("SLURM_JOB_ID", ""),
-            step=step,
+            step=0,
             phase="starting",
             phase_since=now,
             written=now,
@@ -140,7 +141,8 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self.stopped.wait(self.beat.period_secs):
-            self._write()
+            with contextlib.suppress(OSError):  # a full disk is no reason to stop watching
+                self._write()
             idle = time.time() - self.beat.phase_since
             if self.max_idle_secs and idle > self.max_idle_secs:
                 end_hung(self.workdir, self.max_idle_secs)

@@ -262,12 +262,13 @@ def train(
     check_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
+        # First in, last out: it watches the last save too.
+        heart = stack.enter_context(Heartbeat(workdir, config.train.max_idle_secs))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
         state, loaded = start_state(config, mesh, checkpoints)
         start, last = int(state.step), config.train.steps
         if is_first():
             claim_workdir(config, workdir, loaded)
-        heart = stack.enter_context(Heartbeat(workdir, start, config.train.max_idle_secs))
         notice = stack.enter_context(PreemptionNotice())
         writer = MetricWriter(workdir, start, open_log(config, workdir)) if is_first() else Muted()
         progress = Progress(start, last) if is_first() else Muted()

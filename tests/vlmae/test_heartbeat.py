@@ -28,10 +28,10 @@ BEAT = Beat(
 
 def test_what_a_process_writes(tmp_path):
     """It is there at once, follows the phases, and says how it ended."""
-    with Heartbeat(tmp_path, 3, max_idle_secs=0.0) as heart:
+    with Heartbeat(tmp_path, max_idle_secs=0.0) as heart:
         (beat,) = read_beats(tmp_path)
         assert (beat.process, beat.processes, beat.pid) == (0, 1, os.getpid())
-        assert (beat.step, beat.phase, beat.ended) == (3, "starting", "")
+        assert (beat.step, beat.phase, beat.ended) == (0, "starting", "")
         heart.enter("saving", 4)
     (after,) = read_beats(tmp_path)
     assert (after.step, after.phase, after.ended) == (4, "saving", "complete")
@@ -40,7 +40,7 @@ def test_what_a_process_writes(tmp_path):
 
 @pytest.mark.parametrize(("error", "ended"), [(OSError(), "failed"), (Preempted(), "preempted")])
 def test_how_it_ended(tmp_path, error, ended):
-    with pytest.raises(type(error)), Heartbeat(tmp_path, 0, max_idle_secs=0.0):
+    with pytest.raises(type(error)), Heartbeat(tmp_path, max_idle_secs=0.0):
         raise error
     assert read_beats(tmp_path)[0].ended == ended
 
@@ -85,7 +85,7 @@ from vlmae.heartbeat import Heartbeat
 def where_it_hangs():
     time.sleep(100)
 
-with Heartbeat(Path(sys.argv[1]), 5, max_idle_secs=0.5) as heart:
+with Heartbeat(Path(sys.argv[1]), max_idle_secs=0.5) as heart:
     heart.enter("waiting for data", 6)
     where_it_hangs()
 """

@@ -1,6 +1,7 @@
 """A run that is stopped or killed and started again ends like one that never was, bit for bit."""
 
 import dataclasses
+import functools
 import random
 import shutil
 import signal
@@ -19,7 +20,9 @@ from jaxtyping import PyTree
 from vlmae.checkpoint import Checkpoints, load_params
 from vlmae.cli import run_experiment
 from vlmae.config import ExperimentConfig
+from vlmae.heartbeat import read_beats
 from vlmae.metric_writer import read_metrics
+from vlmae.preemption import Preempted
 from vlmae.sharding import make_mesh, path_name
 from vlmae.train import start_state
 
@@ -65,18 +68,22 @@ def with_workers(config: ExperimentConfig, num_workers: int) -> ExperimentConfig
     )
 
 
-def stop_before(step: int, monkeypatch) -> None:
-    """Makes the metrics writer raise when the metrics of `step` come in."""
+def before_metrics_of(step: int, act: Callable[[], None], monkeypatch) -> None:
+    """Does something when the metrics of `step` are to be written."""
     from vlmae.metric_writer import MetricWriter
 
     write = MetricWriter.write
 
-    def write_or_stop(self, written_step: int, metrics: dict) -> None:
+    def act_and_write(self, written_step: int, metrics: dict) -> None:
         if written_step == step:
-            raise Stopped
+            act()
         write(self, written_step, metrics)
 
-    monkeypatch.setattr(MetricWriter, "write", write_or_stop)
+    monkeypatch.setattr(MetricWriter, "write", act_and_write)
+
+
+def stop() -> None:
+    raise Stopped
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +110,27 @@ def test_stopped_run_continues(tiny_config, tmp_path, unbroken, monkeypatch, num
     """Stopped in step 7, after the checkpoint of step 4; continued with other workers."""
     config = with_train(tiny_config, eval_every_steps=4)
     with monkeypatch.context() as patch:
-        stop_before(7, patch)
+        before_metrics_of(7, stop, patch)
         with pytest.raises(Stopped):
             run_experiment(config, tmp_path)
     assert [line["step"] for line in history(tmp_path)] == [1, 2, 3, 4, 4, 5, 6]
     run_experiment(with_workers(config, num_workers), tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.timeout(300)
+def test_told_to_end(tiny_config, tmp_path, unbroken, monkeypatch):
+    """The step that comes next is saved, and the exit code asks for another start."""
+    config = with_train(tiny_config, eval_every_steps=4, save_every_steps=100)
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGUSR1, 5)):
+        with monkeypatch.context() as patch:
+            before_metrics_of(step, functools.partial(signal.raise_signal, number), patch)
+            with pytest.raises(Preempted) as ended:
+                run_experiment(config, tmp_path)
+        assert ended.value.code == 75
+        assert newest(tmp_path) == step + 1
+        assert read_beats(tmp_path)[0].ended == "preempted"
+    run_experiment(config, tmp_path)
     assert_same_run(tmp_path, unbroken)
 
 

@@ -88,7 +88,9 @@ def test_failed(workdir):
     assert run_status(workdir, NOW).state == "failed"
 
 
-@pytest.mark.parametrize(("pid", "state"), [(NO_PID, "failed"), (os.getpid(), "running")])
+@pytest.mark.parametrize(
+    ("pid", "state"), [(NO_PID, "failed"), (os.getpid(), "running")], ids=["gone", "alive"]
+)
 def test_killed_a_moment_ago(workdir, pid, state):
     """What watched over it has left a word; but of several processes, others may still live."""
     beat(workdir, pid=pid)
