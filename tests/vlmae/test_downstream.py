@@ -196,7 +196,7 @@ class Clips(EvalData):
         super().__init__(6, texts.media_ids, NAMES, texts, questions, None, CLASSES, None, None)
         self.rows = jax.tree.map(np.asarray, batch_of(TARGETS))
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, part: int, parts: int) -> Iterator[Batch]:
         for places in (np.arange(4), np.array([4, 5, 5, 5])):
             valid = np.isin(np.arange(4) + places[0], (0, 1, 2, 3, 5))
             yield jax.tree.map(lambda x, p=places: x[p], self.rows)._replace(valid=valid)

@@ -47,13 +47,13 @@ class Clips(EvalData):
     def text_of(self, ids: np.ndarray) -> str:
         return " ".join(map(str, ids))
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, part: int, parts: int) -> Iterator[Batch]:
         rows = [0, 1, 2, 3, 4, 5, 6, 6, 6]
         for start in range(0, 9, 3):
-            part = jax.tree.map(lambda x, s=start: x[rows[s : s + 3]], CLIPS)
+            batch = jax.tree.map(lambda x, s=start: x[rows[s : s + 3]], CLIPS)
             place = np.arange(start, start + 3)
             valid = (place < 7) & (place != BAD_CLIP)
-            yield part._replace(valid=valid, media_ids=MEDIA_IDS[rows[start : start + 3]])
+            yield batch._replace(valid=valid, media_ids=MEDIA_IDS[rows[start : start + 3]])
 
 
 def evaluate_choices(

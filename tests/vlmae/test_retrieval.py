@@ -35,7 +35,7 @@ class FakeData(EvalData):
         self.video, self.batch_size = video, batch_size
         self.bad = bad  # clips that cannot be decoded
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, part: int, parts: int) -> Iterator[Batch]:
         """Padding and bad clips are filled with noise, which nothing may depend on."""
         rng = np.random.default_rng(self.batch_size)
         for start in range(0, self.num_clips, self.batch_size):
