@@ -437,7 +437,8 @@ sys.exit(launch(LaunchConfig("local", max_jobs=2), runs, root))
 """
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ctrl_c_has_local_runs_save_themselves(tmp_path):
     (tmp_path / "saves.py").write_text(SAVES)
     command = [sys.executable, "-c", LAUNCHES, str(tmp_path)]
