@@ -40,7 +40,8 @@ def run_local(options: LaunchConfig, runs: Sequence[LaunchedRun], root: Path) ->
                 for slot in range(max(1, options.max_jobs)):
                     if waiting and slot not in running:
                         run = waiting.pop(0)
-                        running[slot] = run, start(executor, options, run, slot)
+                        with interruptions_held():
+                            running[slot] = run, start(executor, options, run, slot)
                 for run, outcome in ended_runs(running):
                     counts[outcome] += 1
                     waiting += [run] * (outcome == AGAIN)
@@ -63,6 +64,24 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come when the block ends: a job that starts in it is known by then.
+
+    What is started in it never sees Ctrl-C, which a terminal sends to all: it is told by SIGTERM.
+    """
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # jobs inherit it
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if came:
+        raise KeyboardInterrupt
+
+
 def start(
     executor: "submitit.AutoExecutor", options: LaunchConfig, run: LaunchedRun, slot: int
 ) -> "submitit.Job":
@@ -70,12 +89,7 @@ def start(
     if options.setup:
         line = " && ".join([*options.setup, 'exec "$@"'])
         run = LaunchedRun(run.title, run.workdir, ("bash", "-c", line, "bash", *run.command))
-    # What is started here ignores Ctrl-C: it ends by SIGTERM, after saving.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        job = submit(executor, run, gpus_of(options, slot))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    job = submit(executor, run, gpus_of(options, slot))
     write_job(run.workdir, record_of(job, options, run))
     print(f"{run.title} starts: {run.workdir} (log: {job.task(0).paths.stdout})", flush=True)
     return job
