@@ -33,6 +33,8 @@ def assert_close_run(ours: LocalRun, theirs: LocalRun) -> None:
     left, right = flat_params(ours.workdir), flat_params(theirs.workdir)
     assert left.keys() == right.keys()
     for name, values in left.items():
+        if name.endswith("key/bias"):  # the softmax ignores it: Adam moves it by rounding errors
+            continue
         np.testing.assert_allclose(values, right[name], atol=2e-5, err_msg=name)
     lines = history(ours.workdir)
     assert [line["step"] for line in lines] == [line["step"] for line in history(theirs.workdir)]
@@ -163,17 +165,17 @@ def test_twenty_interruptions(make_run):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_others(make_run, victim, number):
     """Killed, or only hung: the other one says so and leaves, within the configured time."""
-    run = make_run("run", **{"train.steps": 5000, "train.max_idle_secs": 20})
+    run = make_run("run", **{"train.steps": 5000, "train.max_idle_secs": 40})
     with run.started(processes=2) as running:
         wait_until(lambda: run.step() >= 3, running)
         running[victim].send_signal(number)
         start = time.monotonic()
         other = end_of(running[1 - victim], timeout_secs=120)
         secs = time.monotonic() - start
-    assert other.code != 0 and secs < 60, (secs, other)
-    if number == signal.SIGSTOP:
+    assert other.code != 0 and secs < 90, (secs, other)
+    if number == signal.SIGSTOP and victim == 1:  # without process 0, JAX may end the others first
         assert other.code == HUNG and f"no sign of life from process {victim}" in other.err
         assert "training, step" in other.err and "Thread 0x" in other.err
-        assert "no progress for train.max_idle_secs=20" in last_error(run.workdir)
+        assert "no progress for train.max_idle_secs=40" in last_error(run.workdir)
     else:
         assert other.err.strip()
