@@ -13,7 +13,7 @@ the same model, tokenizer, data and steps. Where the ViT's weights come from is 
 
 VTC compares the mean of a text's tokens, as MiniLM was trained for; its [CLS] is the same for all.
 
-Result (one CPU core, jax 0.10.2, three seeds, 4 to 6 min a run): text to video R@1 / 5 / 10 of
+Result (one CPU core, jax 0.10.2, three seeds, 7 min a run): text to video R@1 / 5 / 10 of
 3.8 / 12.1 / 19.4 among 220 clips, from scratch 0.5 / 2.6 / 6.1, where chance is 0.5 / 2.3 / 4.5.
 """
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # save, and end with PREEMPTED
 ENDS_WITH_PARENT = "VLMAE_ENDS_WITH_PARENT"
 SAVE_SECS = 60  # time to save between the end of the parent and SIGKILL
 

@@ -61,7 +61,7 @@ def evaluate(
       Metrics named `retrieval/t2v_r1`, ..., `multiple_choice/match_accuracy`, ...
     """
     if config.objectives.mvm:
-        host_params = gather(params, mesh)
+        host_params = gather(params)
         if is_first():
             picture_first_clips(config, host_params, data, out_dir / "reconstruction.png")
     batch_size = config.data.eval_batch_size

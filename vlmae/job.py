@@ -12,10 +12,8 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vlmae.child_process import PREEMPTED, describe_exit, start_child
-from vlmae.result import record_error
-
-PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from vlmae.child_process import PREEMPTED, PREEMPTION_SIGNALS, describe_exit, start_child
+from vlmae.result import forget_error, record_error
 
 
 class JobFailed(RuntimeError):
@@ -40,7 +38,7 @@ def run_job(command: Sequence[str], workdir: Path, gpus: Sequence[str] | None = 
 
     task = JobEnvironment()
     if task.global_rank == 0:
-        (workdir / "error.txt").unlink(missing_ok=True)  # of an earlier start
+        forget_error(workdir)
     code = run_watched(
         [*command, *local_addresses(task.cluster, task.global_rank, task.num_tasks)],
         {} if gpus is None else own_gpus(gpus, task.global_rank, task.num_tasks),

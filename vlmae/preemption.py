@@ -9,9 +9,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from vlmae.child_process import PREEMPTED
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from vlmae.child_process import PREEMPTED, PREEMPTION_SIGNALS
 
 
 class Preempted(SystemExit):
@@ -32,7 +30,7 @@ class PreemptionNotice:
     def __enter__(self):
         self.noticed = False
         several = jax.process_count() > 1
-        self.handled = (signal.SIGUSR1,) if several else SIGNALS
+        self.handled = (signal.SIGUSR1,) if several else PREEMPTION_SIGNALS
         handle = _hand_on if several else self._note
         self.previous = {number: signal.signal(number, handle) for number in self.handled}
         return self

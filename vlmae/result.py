@@ -77,6 +77,11 @@ def last_error(workdir: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def forget_error(workdir: Path) -> None:
+    """Removes the `error.txt` of an earlier start."""
+    (workdir / "error.txt").unlink(missing_ok=True)
+
+
 def record_error(workdir: Path, text: str) -> None:
     """Writes `error.txt`, unless another process of the run has: what failed first is the cause."""
     path = workdir / "error.txt"

@@ -1,10 +1,12 @@
 """The mesh and every sharding. The only file that names a mesh axis."""
 
+import functools
 import re
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int, PyTree
@@ -75,6 +77,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+@functools.cache
 def process_part(mesh: Mesh) -> tuple[int, int]:
     """Which part of every batch this process reads, and how many such parts there are.
 
@@ -130,9 +133,9 @@ def put_whole(batch: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def gather(tree: PyTree, mesh: Mesh) -> PyTree:
+def gather(tree: PyTree) -> PyTree:
     """Host copies of global arrays; every process must ask for them."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlmae.child_process import PREEMPTED, describe_exit, run_child
 from vlmae.config import ExperimentConfig
 from vlmae.processes import is_first
-from vlmae.result import last_error, record_error
+from vlmae.result import forget_error, last_error, record_error
 from vlmae.sweep import COMPLETE, SweepRun, run_state
 
 
@@ -57,16 +57,14 @@ def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequ
         return "already complete"
     print(f"{title}: {run.workdir}", flush=True)
     run.workdir.mkdir(parents=True, exist_ok=True)
-    error_file = run.workdir / "error.txt"
-    error_file.unlink(missing_ok=True)  # of an earlier start
+    forget_error(run.workdir)
     code = run_child([*command, "--index", str(run.index)])
     if code == 0 and run_state(base, run) == COMPLETE:
         return COMPLETE
     if code == PREEMPTED:
         return "preempted"
-    if not error_file.exists():
-        error_file.write_text(f"{describe_exit(code)}\n")
-    print(f"{title} failed: {last_error(run.workdir)} (see {error_file})", file=sys.stderr)
+    record_error(run.workdir, f"{describe_exit(code)}\n")
+    print(f"{title} failed: {last_error(run.workdir)} (see error.txt there)", file=sys.stderr)
     return "failed"
 
 
@@ -74,7 +72,7 @@ def run_or_skip(base: ExperimentConfig, run: SweepRun, total: int, command: Sequ
 def errors_recorded(workdir: Path) -> Iterator[None]:
     """Writes the traceback of what goes wrong in here to `error.txt`, if the directory exists."""
     if is_first():
-        (workdir / "error.txt").unlink(missing_ok=True)  # of an earlier start
+        forget_error(workdir)
     try:
         yield
     except Exception:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.config import DataConfig, SourceConfig
@@ -114,8 +115,13 @@ def random_batch(config: ExperimentConfig) -> Batch:
     )
 
 
+def abstract_batch(config: ExperimentConfig) -> Batch:
+    """The shapes of `random_batch`, to compile for what need not fit into memory."""
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(config)))
+
+
 def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Program:
-    """Compiles the training step of a config."""
+    """Compiles the training step of a config for a batch of arrays or of shapes."""
     init = jax.jit(make_init(config))
     state = jax.eval_shape(init, 0)
     start = time.perf_counter()

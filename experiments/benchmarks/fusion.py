@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cost import base_config, compile_step, random_batch
+from experiments.benchmarks.cost import abstract_batch, base_config, compile_step
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
@@ -108,8 +108,7 @@ def step_memory(shape: Shape, batch_size: int) -> int:
         },
     )
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(config)))
-    return compile_step(config, mesh, batch).temporary_bytes
+    return compile_step(config, mesh, abstract_batch(config)).temporary_bytes
 
 
 def fusion_memory(shape: Shape, batch_size: int) -> int:
