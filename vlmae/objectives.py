@@ -113,32 +113,48 @@ def vtm(
 ) -> Loss:
     """Video-text matching: each pair as it is, with a hard video, with a hard text (SMAUG).
 
-    Negatives are mined by the contrastive similarities, or uniformly where VTC is off, within each
-    shard or over the global batch. A row without any possible negative counts only as a positive.
+    Negatives come from within each shard or from the global batch. A row without any possible
+    negative counts only as a positive.
     """
-    b = len(batch.valid)
     shards = shards if config.vtm_scope == "local" else 1
-    video_key, text_key = jax.random.split(key)
-    logits = vtc_logits(model, features) if config.vtc else jnp.zeros((b, b))
-    logits = jax.lax.stop_gradient(logits)
-    text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)
-    video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid, shards)
+    text, video = hard_negatives(model, features, batch, key, config, shards)
 
     # The three pairs of a row stay together, so that they stay on the row's device.
-    own = jnp.arange(b)
+    own = jnp.arange(len(batch.valid))
     text_rows = jnp.stack([own, own, text.index], axis=1)
     video_rows = jnp.stack([own, video.index, own], axis=1)
     fused = model.fuse(
         take(features.text, text_rows, shards), take(features.video, video_rows, shards)
     )
     scores = model.match(fused)
-    labels = jnp.tile(jnp.array([1, 0, 0]), b)
+    labels = jnp.tile(jnp.array([1, 0, 0]), len(batch.valid))
     counted = jnp.stack([batch.valid, video.exists, text.exists], axis=1).ravel()
     correct = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(scores, labels), counted),
         {"vtm/accuracy": losses.masked_mean(correct, counted)},
     )
+
+
+def hard_negatives(
+    model: VideoLanguageModel,
+    features: Features,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
+) -> tuple[losses.Negatives, losses.Negatives]:
+    """A wrong text for each clip and a wrong clip for each text, like the right ones.
+
+    They are mined by the contrastive similarities, or uniformly where VTC is off.
+    """
+    b = len(batch.valid)
+    video_key, text_key = jax.random.split(key)
+    logits = vtc_logits(model, features) if config.vtc else jnp.zeros((b, b))
+    logits = jax.lax.stop_gradient(logits)
+    text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)
+    video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid, shards)
+    return text, video
 
 
 def mlm(
@@ -297,9 +313,8 @@ def compute_losses(
     the tokens that a clip and a caption cost. `shards` is the number of parts into which devices
     cut the batch: the scope of what is "local".
     """
-    mask_key, *keys = jax.random.split(key, 1 + len(OBJECTIVES))
-    keys = dict(zip(OBJECTIVES, keys, strict=True))
-    features = extract(model, batch, mask_key, keys["mlm"], config)
+    keys = keys_of(key)
+    features = extract(model, batch, keys["mask"], keys["mlm"], config)
     total, metrics = jnp.zeros(()), {}
     for name, objective in OBJECTIVES.items():
         if weight := getattr(config, name):
@@ -314,6 +329,12 @@ def compute_losses(
         "data/bad_ratio": (~batch.valid).mean(),
     }
     return Loss(total, metrics)
+
+
+def keys_of(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """The key of the visual mask ("mask") and of each objective."""
+    names = ("mask", *OBJECTIVES)
+    return dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
 
 def take(features: PyTree, rows: Int[Array, "b c"], shards: int) -> PyTree:

@@ -85,8 +85,8 @@ class FrameChoice(NamedTuple):
 class Painted(NamedTuple):
     """Predicted pixels, in the space of the reconstruction target."""
 
-    pixels: Tensor  # [b t n p], the values of a patch ordered (y, x, rgb)
-    places: Tensor  # [b t n], the patch that each prediction is for
+    pixels: Tensor  # [b t s p], the values of a patch ordered (y, x, rgb)
+    places: Tensor  # [b t s], the patch that each prediction is for
 
 
 class Attended(NamedTuple):
@@ -890,8 +890,8 @@ class PixelDecoder(Stacks):
         self.norm = nn.LayerNorm(width, VIT_EPS)
         self.pixels = nn.Linear(width, patch_pixels)
 
-    def forward(self, video: VideoFeatures) -> Painted:
-        """The pixels of every patch of every frame."""
+    def forward(self, video: VideoFeatures, places: Tensor | None = None) -> Painted:
+        """The pixels of every patch of every frame, or of the patches at `places` [b t s]."""
         b, t, n = video.removed_mask.shape
         cls, tokens = self.embed(video.frame_cls)[:, :, None], self.embed(video.tokens)
         x = tokens.new_zeros(b, t, n + 1, tokens.shape[3]) + self.mask_token
@@ -899,11 +899,14 @@ class PixelDecoder(Stacks):
         slots = torch.where(video.places == NO_PLACE, n, video.places)
         x = x.scatter(2, slots[..., None].expand_as(tokens), tokens)[:, :, :n]
         x = x + sincos_positions(self.side, x.shape[3]).to(x)
+        if places is None:
+            places = torch.arange(n, device=x.device).expand(b, t, n)
+        else:
+            x = take(x, places)
         x = torch.cat([cls, x], dim=2).flatten(0, 1)
         for block in self.stack("block"):
             x = block(x)
-        pixels = self.pixels(self.norm(x[:, 1:])).unflatten(0, (b, t))
-        return Painted(pixels, torch.arange(n, device=x.device).expand(b, t, n))
+        return Painted(self.pixels(self.norm(x[:, 1:])).unflatten(0, (b, t)), places)
 
 
 # --- the model

@@ -1,0 +1,109 @@
+"""The peer of the step benchmark is the same model: equal losses and gradients, part by part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from experiments.benchmarks import step
+from experiments.benchmarks.cost import random_batch
+from experiments.benchmarks.peer import Peer
+from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
+from vlmae.models.video_language import build_model
+from vlmae.objectives import compute_losses
+from vlmae.train import make_init
+
+TINY = {
+    "data.image_size": 64,
+    "model.video.width": 48,
+    "model.video.depth": 4,
+    "model.video.num_heads": 4,
+    "model.video.mlp_dim": 80,
+    "model.video.sparsify.stages": (1, 2),
+    "model.text.width": 48,
+    "model.text.depth": 2,
+    "model.text.num_heads": 4,
+    "model.text.mlp_dim": 64,
+    "model.pixel_decoder.width": 32,
+    "model.pixel_decoder.depth": 2,
+    "model.pixel_decoder.num_heads": 2,
+}
+
+
+def tiny(name: str) -> ExperimentConfig:
+    return override(step.variant_config("S", 2, name, batch_size=4), TINY)
+
+
+@pytest.fixture
+def without_noise(monkeypatch):
+    """Training as it is, but what the peer is not given, it does not need."""
+    monkeypatch.setattr(jax.random, "gumbel", lambda key, shape: np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("name", step.VARIANTS)
+def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
+    config = tiny(name)
+    batch = random_batch(config)
+    batch = batch._replace(text_mask=np.arange(32) < np.array([[32], [9], [20], [3]]))
+    batch = jax.tree.map(jnp.asarray, batch)
+    params = jax.jit(make_init(config))(0).params
+    key, model = jax.random.key(1), build_model(config, deterministic=False)
+    noise = jax.random.uniform(jax.random.key(2), (4, 2, 16))
+    monkeypatch.setattr("vlmae.models.pixel_decoder.uniform_noise", lambda module, shape: noise)
+
+    def run(params):
+        variables = {"params": params}
+        drawn = model.apply(variables, batch, key, config.objectives, method=step.draw, rngs=RNGS)
+        value = model.apply(
+            variables, batch, key, config.objectives, method=compute_losses, rngs=RNGS
+        ).value
+        return value, drawn
+
+    (ours, drawn), gradients = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+    peer = Peer(config, jax.device_get(params))
+    theirs = peer(step.to_torch_batch(batch, drawn | {"paint_noise": noise}))
+    theirs.backward()
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+
+    pairs = {
+        "match_head/kernel": peer.match_head.weight,
+        "video_projection/dense/kernel": peer.video_projection.dense.weight,
+        "word_transform/dense/kernel": peer.word_transform.dense.weight,
+    }
+    for path, theirs in pairs.items():
+        ours = gradients
+        for part in path.split("/"):
+            ours = ours[part]
+        scale = np.abs(ours).max()
+        assert scale > 0
+        np.testing.assert_allclose(ours.T / scale, theirs.grad / scale, rtol=0, atol=1e-4)
+
+
+RNGS = {"dropout": jax.random.key(3), "noise": jax.random.key(4)}
+
+
+def test_benchmark_refuses_another_model():
+    step.check_losses(2.0, 2.0 + 1e-5)
+    with pytest.raises(ValueError, match="not the same model"):
+        step.check_losses(2.0, 2.1)
+    with pytest.raises(ValueError, match="not the same model"):
+        step.check_losses(float("nan"), 2.0)
+
+
+def test_ratios_compare_steps_of_one_round_with_the_faster_peer():
+    secs = {"ours": [1.0, 2.0, 4.0], "eager": [9.0, 9.0, 9.0], "compiled": [2.0, 2.0, 4.0]}
+    row = step.row("dense", "S", 4, 8, {"secs": secs})
+    assert (row["peer"], row["ratio"], row["ratio_range"]) == ("compiled", 1.0, [1.0, 2.0])
+    assert (row["clips_per_sec"], row["peer_clips_per_sec"]) == (4.0, 4.0)
+    assert "| S/16 | 4 | dense | 4.00 | 4.00 (compiled) | 1.00 (1.00-2.00) |" in (
+        step.format_table([row])
+    )
+
+
+@pytest.mark.slow
+def test_measures_a_step_of_both(tmp_path):
+    measured = step.measure(tiny("SMAUG"), rounds=1, compile_peer=False)
+    assert all(len(values) == 1 and values[0] > 0 for values in measured["secs"].values())
+    assert torch.get_num_threads() >= 1
