@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from vlmae.config import MeshConfig
 
@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Parts into which the mesh cuts a batch."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
@@ -75,6 +75,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading dimension is cut along the data and fsdp axes."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def keep_rows(x: Float[Array, "b *_"]) -> Float[Array, "b *_"]:
+    """Activations, cut by rows alone over the mesh that is set.
+
+    Told nothing, XLA may cut them like the parameters that `fsdp` has cut, and move activations
+    where it could gather parameters. Rows that the mesh does not divide stay as they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(x) % batch_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from data_pipelines.evaluation import EvalData, eval_data
 from data_pipelines.pipeline import train_batches
 from data_pipelines.records import Batch
 from data_pipelines.stored import tokenizer_for
+from vlmae.analysis.collectives import collective_bytes
 from vlmae.checkpoint import Checkpoints
 from vlmae.cli import with_vocabulary
 from vlmae.config import EvaluationConfig, ExperimentConfig, MeshConfig
@@ -127,6 +128,21 @@ def scoped_losses(config: ExperimentConfig, mesh: jax.sharding.Mesh, parts: int)
         return jax.tree.map(float, jax.device_get(metrics))
 
 
+def network_bytes(config: ExperimentConfig, mesh: jax.sharding.Mesh, rows: int) -> int:
+    """What each device gets by collectives in a step, negatives within its own rows."""
+    changes = {"data.batch_size": rows, "objectives.vtm_scope": "local"}
+    config, init = override(config, changes), make_init(config)
+    with jax.set_mesh(mesh), train_batches(config.data, 0, seed=0) as batches:
+        state, batch = jax.eval_shape(init, 0), put_batch(next(batches), mesh)
+        program = make_step(config, mesh, state).lower(state, batch).compile()
+    return sum(collective_bytes(program.as_text()).values())
+
+
+def parameter_bytes(config: ExperimentConfig) -> int:
+    """The size of all parameters."""
+    return sum(4 * x.size for x in jax.tree.leaves(jax.eval_shape(make_init(config), 0).params))
+
+
 def errors(config: ExperimentConfig) -> dict[str, str]:
     """What is said about sizes that do not fit eight devices."""
     data, split = config.data, MeshConfig(data=2, fsdp=4)
@@ -179,6 +195,9 @@ def main(data_dir: str, workdir: str) -> None:
         results[f"multi_{name}"] = run(multi, mesh, None, folder)
     results["batch_shards"] = {name: batch_shards(make_mesh(MESHES[name])) for name in CUT}
     results["restored"] = evaluate_workdir(Path(workdir) / "fsdp", rerank_top_k=3)
+    cut = make_mesh(MESHES["fsdp"])
+    results["network"] = {rows: network_bytes(config, cut, rows) for rows in (16, 64)}
+    results["parameter_bytes"] = parameter_bytes(config)
     (Path(workdir) / "results.json").write_text(json.dumps(results))
 
 

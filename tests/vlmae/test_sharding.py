@@ -106,6 +106,14 @@ def test_parameters_and_moments_are_cut(results, mesh, name, shape):
     assert all(value == shape for value in held.values()), held
 
 
+def test_parameters_cross_the_network_and_not_activations(results):
+    """With `fsdp`: a row more costs less than its text's tokens twice, for the words' gradients."""
+    few, many = results["network"]["16"], results["network"]["64"]
+    tokens, width = 16, 16
+    assert few < 3 * results["parameter_bytes"]
+    assert many - few < 48 * 2 * tokens * width * 4
+
+
 @pytest.mark.parametrize("mesh", ["mixed", "restored"])
 def test_retrieval(results, mesh):
     """VTC over all pairs, VTM over the three best; also restored and evaluated on data=8."""

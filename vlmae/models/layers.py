@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from vlmae.sharding import keep_rows
+
 # BERT's kernels at its width of 768; narrower inputs get larger weights. With 0.02 everywhere a
 # model 96 wide starts with layers that hardly change their tokens, and does not learn to match.
 BERT_INIT = nn.initializers.variance_scaling(0.02**2 * 768, "fan_in", "normal")
@@ -201,12 +203,12 @@ class Block(nn.Module):
         norm = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=f"{name}_norm")
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         if not self.pre_norm:
-            return norm(x + drop(sublayer(x)))
+            return norm(keep_rows(x + drop(sublayer(x))))
         added = sublayer(norm(x))
         if self.layer_scale:
             initial = nn.initializers.constant(self.layer_scale)
             added = added * self.param(f"{name}_scale", initial, added.shape[-1:]).astype(x.dtype)
-        return x + drop(added)
+        return keep_rows(x + drop(added))
 
     def _attention(self, name: str) -> Attention:
         return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)

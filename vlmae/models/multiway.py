@@ -16,6 +16,7 @@ from vlmae.models.layers import BERT_INIT, TOKEN_INIT, Attention, Mlp, to_width,
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
+from vlmae.sharding import keep_rows
 
 
 class AdaptPooling(nn.Module):
@@ -99,9 +100,9 @@ class WayLayer(nn.Module):
             # Padding must come last, so the latents go first.
             context = jnp.concatenate([query, vit_norm("source_norm", self.dtype)(source)], axis=1)
             lengths = None if lengths is None else lengths + z.shape[1]
-        z = z + drop(self.attention(query, context, lengths).tokens)
+        z = keep_rows(z + drop(self.attention(query, context, lengths).tokens))
         mlp = Mlp(self.mlp_dim, BERT_INIT, self.dtype, name="mlp")
-        return z + drop(mlp(vit_norm("mlp_norm", self.dtype)(z)))
+        return keep_rows(z + drop(mlp(vit_norm("mlp_norm", self.dtype)(z))))
 
 
 class Sampler(nn.Module):

@@ -17,6 +17,7 @@ from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.pixel_decoder import Painted, PixelDecoder
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
 from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
+from vlmae.sharding import keep_rows
 
 INITIAL_TEMPERATURE = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -159,7 +160,7 @@ class VideoLanguageModel(nn.Module):
     def predict_words(self, words: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Logits of every word at every place, float32; the output table is tied to the input."""
         bias = self.param("word_bias", nn.initializers.zeros, (self.config.text.vocab_size,))
-        scores = self.text_encoder.word_scores(self.word_transform(words))
+        scores = keep_rows(self.text_encoder.word_scores(self.word_transform(words)))
         return scores.astype(jnp.float32) + bias
 
     def decode_pixels(self, video: VideoFeatures) -> Painted:
