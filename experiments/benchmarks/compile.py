@@ -1,0 +1,118 @@
+"""How long a training step takes to compile: the first time, and from JAX's persistent cache.
+
+    python -m experiments.benchmarks.compile
+    python -m experiments.benchmarks.compile --sizes B --variants SMAUG
+
+Every figure is of a process of its own: first with an empty cache, then with what that left. Set
+`JAX_COMPILATION_CACHE_DIR` to have the same in your runs. Tracing is the time in which Python walks
+through the model; no cache spares it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.benchmarks.cost import FULL, MASKED, Size, abstract_batch, base_config
+from vlmae.config import MeshConfig
+from vlmae.config_tree import override
+from vlmae.sharding import make_mesh
+from vlmae.train import make_init, make_step
+from vlmae.workdir import environment
+
+VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": FULL}
+
+
+def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str, float]:
+    """Seconds in this process: to make the first state, to trace the step, to compile it."""
+    dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    base = base_config(size, batch_size, dtype)
+    config = override(base, VARIANTS[variant] | {"data.train.0.num_frames": frames})
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    times = [time.perf_counter()]
+    init = jax.jit(make_init(config))
+    init.lower(0).compile()
+    times.append(time.perf_counter())
+    state = jax.eval_shape(init, 0)
+    lowered = make_step(config, mesh, state).lower(state, abstract_batch(config))
+    times.append(time.perf_counter())
+    lowered.compile()
+    times.append(time.perf_counter())
+    names = ("state", "trace", "compile")
+    return {name: times[i + 1] - times[i] for i, name in enumerate(names)}
+
+
+def in_own_process(cache: str, *arguments: object) -> dict[str, float]:
+    """What `measure` returns in a new process with this cache.
+
+    Raises:
+      CalledProcessError: it failed; what it said is on stderr.
+    """
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    code = "import json; from experiments.benchmarks.compile import measure; "
+    code += f"print(json.dumps(measure{arguments!r}))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def format_table(rows: list[dict]) -> str:
+    """Markdown, in seconds."""
+    lines = [
+        "| ViT | step | cache | first state | tracing the step | compiling it | step, both |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        for cache in ("cold", "cached"):
+            secs = r[cache]
+            cells = [f"{secs[name]:.1f}" for name in ("state", "trace", "compile")]
+            both = f"{secs['trace'] + secs['compile']:.1f}"
+            cells = [f"{r['size']}/16", r["variant"], cache, *cells, both]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(
+    sizes: tuple[Size, ...] = ("S", "B"),
+    variants: tuple[str, ...] = tuple(VARIANTS),
+    frames: int = 4,
+    batch_size: int = 4,
+    out_dir: Path = Path("runs/benchmarks"),
+) -> None:
+    """Prints the table and writes compile.md and compile.json.
+
+    Args:
+      sizes: S and B, or one of them.
+      variants: what is compiled.
+      frames: of each clip.
+      batch_size: clips in a step.
+      out_dir: where the table goes.
+    """
+    rows = []
+    for size in sizes:
+        for variant in variants:
+            with tempfile.TemporaryDirectory() as cache:
+                arguments = (cache, size, variant, frames, batch_size)
+                secs = {name: in_own_process(*arguments) for name in ("cold", "cached")}
+            rows.append({"size": size, "variant": variant, **secs})
+            print(rows[-1], flush=True)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    report = {"environment": environment(), "frames": frames, "rows": rows}
+    (out_dir / "compile.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out_dir / "compile.md").write_text(format_table(rows) + "\n")
+    print(format_table(rows))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main, description=__doc__)
