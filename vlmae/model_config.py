@@ -175,8 +175,7 @@ class VideoEncoderConfig:
     """Frozen shallow blocks; none by default."""
     frames_per_chunk: int = 0
     """Frames of a clip that are encoded at a time, each chunk again in the backward pass, so that
-    memory does not grow with the activations of all frames; 0 encodes all at once. Operations are
-    not counted with chunks."""
+    memory does not grow with the activations of all frames; 0 encodes all at once."""
     time_frames: int = 0
     """Length of the temporal embeddings, interpolated for clips of another length; 0 has none."""
     time_depth: int = 0

@@ -16,7 +16,7 @@ class Cost(NamedTuple):
     """What the training of a run took; NaN where nothing was logged."""
 
     flops_per_clip: float
-    """Operations of a training step per clip, as XLA counts them: a mean over the steps."""
+    """Operations of the matrix products of a training step, per clip: a mean over the steps."""
     secs_per_clip: float
     """Seconds of the loop per clip, without compilation and evaluation: a median over log lines,
     each of which is a mean over its own steps."""

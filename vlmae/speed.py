@@ -1,29 +1,35 @@
 """Throughput, data wait, operations and memory of a running loop."""
 
 import contextlib
-import math
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from data_pipelines.records import Batch
 from vlmae.analysis.collectives import collective_bytes, describe_bytes
 
+MATRIX_TIMINGS = 5  # the best of so many counts
+
 
 class CompiledStep:
-    """A step compiled once for each shape of batch; counts its operations while at it.
+    """A step compiled once for each shape of batch.
 
-    Images (t = 1) and clips are two programs, compiled when first met. `repeats` is how often the
-    step's loop over parts of the batch runs: XLA counts the operations of a loop's body once. With
-    0 there are other loops, and the operations are unknown (NaN).
+    Images (t = 1) and clips are two programs, compiled when first met. `operations` says how many
+    operations a clip of so many frames takes (`analysis.operations`).
     """
 
-    def __init__(self, step: Callable, notify: Callable[[str], None] = print, repeats: int = 1):
-        self.step, self.notify, self.repeats = step, notify, repeats
+    def __init__(
+        self,
+        step: Callable,
+        operations: Callable[[int], int],
+        notify: Callable[[str], None] = print,
+    ):
+        self.step, self.operations, self.notify = step, operations, notify
         self.programs: dict[tuple, tuple[Callable, dict[str, float]]] = {}
 
     def compile(self, state: PyTree, batch: Batch) -> None:
@@ -33,10 +39,9 @@ class CompiledStep:
             return
         start = time.perf_counter()
         program = self.step.lower(state, batch).compile()
-        counted = program.cost_analysis().get("flops", 0.0) * (self.repeats or math.nan)
-        flops = counted * jax.device_count() / shape[0]
         secs = time.perf_counter() - start
-        cost = f"{flops / 1e9:.2f} billion operations a clip" if self.repeats else "in a loop"
+        flops = float(self.operations(shape[1]))
+        cost = f"{flops / 1e9:.2f} billion operations a clip"
         figures = {"speed/flops_per_clip": flops}
         if jax.device_count() > 1:
             moved = collective_bytes(program.as_text())
@@ -48,12 +53,45 @@ class CompiledStep:
     def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict]:
         """Runs the step.
 
-        Metrics gain `speed/flops_per_clip`, as XLA counts them, and with several devices
-        `speed/network_bytes`, what each of them gets by collectives in a step.
+        Metrics gain `speed/flops_per_clip`, and with several devices `speed/network_bytes`, what
+        each of them gets by collectives in a step.
         """
         program, figures = self.programs[batch.video.shape]
         state, metrics = program(state, batch)
         return state, metrics | figures
+
+
+def measure_matrix_rate(dtype: str) -> float:
+    """Operations per second in large matrix products: this process's first device, times all.
+
+    A product of 1024 x 1024 matrices on a CPU, 8192 x 8192 elsewhere; the best of several times.
+
+    Args:
+      dtype: type of the matrices, that of the model's activations.
+    """
+    device = jax.local_devices()[0]
+    size, in_a_row = (1024, 1) if device.platform == "cpu" else (8192, 10)
+    with jax.default_device(device):
+        # Noise: zeros would need less power, and let some chips run faster than a model ever does.
+        matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()  # compiles
+    best = min(_seconds(product, matrix, in_a_row) for _ in range(MATRIX_TIMINGS))
+    return 2 * size**3 * in_a_row / best * jax.device_count()
+
+
+def _seconds(product: Callable, matrix: Array, in_a_row: int) -> float:
+    """Seconds of so many products, started one after the other without waiting."""
+    start = time.perf_counter()
+    for _ in range(in_a_row):
+        result = product(matrix, matrix)
+    result.block_until_ready()
+    return time.perf_counter() - start
+
+
+def matrix_rate_share(report: dict[str, float], matrix_rate: float) -> float:
+    """The operations per second of a `Meter.report`, as a share of the devices' `matrix_rate`."""
+    return report["speed/flops_per_clip"] * report["speed/clips_per_sec"] / matrix_rate
 
 
 class Meter:

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Int, Key, PyTree
 
 from data_pipelines.records import Batch
+from vlmae.analysis.operations import operations_per_clip
 from vlmae.checkpoint import Checkpoints
 from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
@@ -36,7 +37,7 @@ from vlmae.sharding import (
     state_shardings,
 )
 from vlmae.sparsify import keep_rate_at
-from vlmae.speed import CompiledStep, Meter
+from vlmae.speed import CompiledStep, Meter, matrix_rate_share, measure_matrix_rate
 from vlmae.state import TrainState, init_state
 from vlmae.wandb_log import open_log
 from vlmae.workdir import check_workdir, claim_workdir
@@ -148,10 +149,14 @@ def make_steps(
     config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree, notify: Callable
 ) -> dict[float, CompiledStep]:
     """A step for every keep rate of the schedule; each is compiled when it is first needed."""
-    repeats = 0 if config.model.video.frames_per_chunk else config.optim.accumulate_steps
+    configs = {rate: at_keep_rate(config, rate) for rate in keep_rates(config)}
     return {
-        rate: CompiledStep(make_step(at_keep_rate(config, rate), mesh, state), notify, repeats)
-        for rate in keep_rates(config)
+        rate: CompiledStep(
+            make_step(at_rate, mesh, state),
+            functools.partial(operations_per_clip, at_rate),
+            notify,
+        )
+        for rate, at_rate in configs.items()
     }
 
 
@@ -260,6 +265,7 @@ def train(
     """
     mesh = make_checked_mesh(config)
     check_workdir(config, workdir)
+    matrix_rate = measure_matrix_rate(config.model.dtype)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         # First in, last out: it watches the last save too.
@@ -313,6 +319,7 @@ def train(
 
             if due["log"]:
                 report = meter.report() | {"optim/learning_rate": float(schedule(step - 1))}
+                report["speed/matrix_rate_share"] = matrix_rate_share(report, matrix_rate)
                 writer.write(step, report)
                 progress.report(step, report)
             if due["evaluate"]:

@@ -26,7 +26,8 @@ from vlmae.preemption import Preempted
 from vlmae.sharding import make_mesh, path_name
 from vlmae.train import start_state
 
-TIMES = ("speed/secs_per_step", "speed/clips_per_sec", "speed/data_wait_share")
+SPEEDS = ("secs_per_step", "clips_per_sec", "data_wait_share", "matrix_rate_share")
+TIMES = tuple(f"speed/{name}" for name in SPEEDS)
 NEVER_EQUAL = (*TIMES, "memory/peak_bytes")
 
 

@@ -46,10 +46,11 @@ COST_HEADS = {  # column -> unit, heading
     "total_secs": (1.0, "seconds in all"),
 }
 NOTES = """\
-Operations are those of the training step as XLA counts them: per clip a mean over the steps, in all
-times the clips seen. Seconds are those of the training loop without compilation and evaluation:
-per clip the median over the log lines, in all their sum. Where batches of images and clips
-alternate, a clip is either. Metrics of a run that is not complete are the last it logged.
+Operations are those of the matrix products of the training step, counted by formula (by XLA in runs
+before `speed/matrix_rate_share` was logged, elementwise work included): per clip a mean over the
+steps, in all times the clips seen. Seconds are those of the training loop without compilation and
+evaluation: per clip the median over the log lines, in all their sum. Where batches of images and
+clips alternate, a clip is either. Metrics of a run that is not complete are the last it logged.
 """
 
 
