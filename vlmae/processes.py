@@ -1,6 +1,7 @@
 """Several processes that train one model: how they find each other, and which one writes."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -9,12 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
+from orbax.checkpoint import multihost
 
 from data_pipelines.config import check
 
 # How many tasks the launcher started, in the words of srun and of Open MPI's mpirun.
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 HEARTBEAT_SECS = 60  # a process not heard of for so long is lost, and the others end
+DAY_SECS = 24 * 3600
+_WAITS = itertools.count()  # no two may have the same name
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,15 @@ def gpus_of_task(environ: Mapping[str, str]) -> list[int] | None:
 def is_first() -> bool:
     """True in the one process that prints, logs and writes files; alone is first."""
     return jax.process_index() == 0
+
+
+def wait_for_all() -> None:
+    """Waits until all processes are here, however long that takes.
+
+    Collectives are less patient: on CPUs the first one fails if some process comes 30 s late.
+    """
+    everyone, name = set(range(jax.process_count())), f"wait {next(_WAITS)}"
+    multihost.sync_global_processes(name, timeout=DAY_SECS, processes=everyone)
 
 
 def print_first(text: str) -> None:

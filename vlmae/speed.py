@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from data_pipelines.records import Batch
 from vlmae.analysis.collectives import collective_bytes, describe_bytes
+from vlmae.processes import wait_for_all
 
 MATRIX_TIMINGS = 5  # the best of so many counts
 
@@ -33,7 +34,10 @@ class CompiledStep:
         self.programs: dict[tuple, tuple[Callable, dict[str, float]]] = {}
 
     def compile(self, state: PyTree, batch: Batch) -> None:
-        """Compiles the program for this shape of batch, unless it is there already."""
+        """Compiles the program for this shape of batch, unless it is there already.
+
+        Of several processes none goes on before all have compiled it.
+        """
         shape = batch.video.shape
         if shape in self.programs:
             return
@@ -48,6 +52,7 @@ class CompiledStep:
             cost += f"; each device exchanges {describe_bytes(moved)} a step"
             figures["speed/network_bytes"] = float(sum(moved.values()))
         self.programs[shape] = program, figures
+        wait_for_all()
         self.notify(f"compiled the step for video {shape} in {secs:.1f} s: {cost}")
 
     def __call__(self, state: PyTree, batch: Batch) -> tuple[PyTree, dict]:

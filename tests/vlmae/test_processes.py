@@ -1,12 +1,15 @@
 """Several processes train one model as one process does, however they are interrupted."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from local_processes import LocalRun, end_of, wait_until
+from local_processes import LocalRun, end_of, free_port, wait_until
 from test_resume import assert_same_run, flat_params, history
 
 from vlmae.heartbeat import HUNG
@@ -179,3 +182,26 @@ def test_a_lost_process_ends_the_others(make_run, victim, number):
         assert "no progress for train.max_idle_secs=40" in last_error(run.workdir)
     else:
         assert other.err.strip()
+
+
+LATE = """
+import sys, time
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from vlmae.processes import Processes, wait_for_all
+
+Processes(sys.argv[1], 2, int(sys.argv[2])).connect()
+time.sleep(35 * int(sys.argv[2]))
+wait_for_all()
+print(multihost_utils.process_allgather(np.ones(1)).sum())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_come_late():
+    """By more than the 30 s that the first collective has patience for."""
+    command = [sys.executable, "-c", LATE, f"127.0.0.1:{free_port()}"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    options = {"env": env, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, str(i)], **options) for i in range(2)]
+    assert [process.communicate()[0].split()[-1] for process in both] == ["2.0", "2.0"]
