@@ -37,6 +37,7 @@ from vlmae.sharding import (
 from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter
 from vlmae.state import TrainState, init_state
+from vlmae.trace import Trace, TracedStep
 from vlmae.wandb_log import open_log
 from vlmae.workdir import check_workdir, claim_workdir
 
@@ -185,6 +186,7 @@ def train(
     workdir: Path,
     make_batches: Callable[[int, int, int], Iterator[Batch]],
     evaluate: Callable[[PyTree, jax.sharding.Mesh, Callable], dict[str, float]],
+    profile: bool = False,
 ) -> dict[str, float]:
     """Trains to `train.steps`, going on from the work directory's last checkpoint.
 
@@ -196,6 +198,7 @@ def train(
       make_batches: (start step, part, parts) -> this part of the rows of the batches from that
         step on.
       evaluate: (parameters, mesh, on_progress) -> metrics; calls on_progress() now and then.
+      profile: write a trace of a few steps of the first process to `profile` in there.
 
     Returns:
       The metrics of the final evaluation.
@@ -226,6 +229,10 @@ def train(
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}
+        if profile and is_first():
+            trace = stack.enter_context(Trace(workdir / "profile", progress.print, meter.paused))
+            steps = {rate: TracedStep(step, trace) for rate, step in steps.items()}
+            evaluate = trace.around(evaluate)
 
         for step in range(start + 1, last + 1):
             heart.enter("waiting for data", step)
