@@ -11,6 +11,7 @@ import tyro
 from jaxtyping import PyTree
 
 from data_pipelines.classes import Classes, classes_for
+from data_pipelines.config import check
 from data_pipelines.evaluation import eval_data
 from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import prepare
@@ -21,6 +22,7 @@ from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate, print_tables
+from vlmae.find_batch_size import find_batch_size
 from vlmae.launch import LaunchConfig, LaunchedRun, launch, without_launch_flags
 from vlmae.processes import Processes, is_first, leaving_at_once
 from vlmae.result import write_result
@@ -62,6 +64,12 @@ class Command:
     """Only print the runs of the sweep and how far each is; touches nothing."""
     index: int | None = None
     """Only run this one of the sweep, counted from 0."""
+    find_batch_size: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only find the largest data.batch_size that the devices hold; touches no work directory."""
+    memory_gib: float = 0.0
+    """Memory of each device for --find-batch-size; 0: what the device or the machine says."""
+    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write a trace of a few training steps to `profile` in the work directory, for xprof."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
     launching: Annotated[LaunchConfig, tyro.conf.arg(name="")] = LaunchConfig()
 
@@ -99,8 +107,14 @@ def main(get_config: Callable[[], ExperimentConfig], sweeps: Sequence[Sweep] = (
 
 
 def run(command: Command, sweeps: Sequence[Sweep]) -> None:
-    """Runs an experiment, or what is asked of its sweeps."""
-    if command.sweep:
+    """Runs an experiment, or what is asked of it or of its sweeps."""
+    check(
+        command.find_batch_size or not command.memory_gib,
+        "--memory-gib is only for --find-batch-size",
+    )
+    if command.find_batch_size:
+        run_find_batch_size(command)
+    elif command.sweep:
         run_sweep(command, sweeps)
     elif command.list_runs or command.index is not None:
         names = ", ".join(sweep_name(sweep) for sweep in sweeps) or "none"
@@ -118,7 +132,27 @@ def run_single(command: Command) -> None:
     end_with_parent()
     command.processes.connect()
     with errors_recorded(command.root):
-        run_experiment(command.config, command.root)
+        run_experiment(command.config, command.root, command.profile)
+
+
+def run_find_batch_size(command: Command) -> None:
+    """Finds the largest batch, in this process.
+
+    Raises:
+      ValueError: there are flags of something else; see also `find_batch_size`.
+    """
+    others = {
+        "--sweep": command.sweep,
+        "--list": command.list_runs,
+        "--index": command.index is not None,
+        "--launch": command.launching.launch,
+        "--profile": command.profile,
+    }
+    given = ", ".join(flag for flag, value in others.items() if value)
+    check(not given, f"--find-batch-size tries one config, in this process: not with {given}")
+    check(command.memory_gib >= 0, f"--memory-gib must not be negative: {command.memory_gib}")
+    command.processes.connect()
+    find_batch_size(resolve(command.config)[0], command.memory_gib)
 
 
 def own_command() -> list[str]:
@@ -147,7 +181,7 @@ def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> None:
     if command.index is not None:
         end_with_parent()
         command.processes.connect()
-        run_one(command.config, chosen[0])
+        run_one(command.config, chosen[0], command.profile)
     elif command.launching.launch:
         exit_unless_zero(launch_sweep(command, runs))
     else:
@@ -169,34 +203,32 @@ def launch_sweep(command: Command, runs: Sequence[SweepRun]) -> int:
     return launch(command.launching, launched, command.root)
 
 
-def run_one(base: ExperimentConfig, run: SweepRun) -> None:
+def run_one(base: ExperimentConfig, run: SweepRun, profile: bool = False) -> None:
     """Runs one of a sweep, unless it is complete."""
     run.workdir.mkdir(parents=True, exist_ok=True)  # even a refused config leaves its error there
     with errors_recorded(run.workdir):
         if run_state(base, run) == COMPLETE:
             print(f"already complete: {run.workdir}")
         else:
-            run_experiment(override(base, run.changes), run.workdir)
+            run_experiment(override(base, run.changes), run.workdir, profile)
 
 
-def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
+def run_experiment(
+    config: ExperimentConfig, workdir: Path, profile: bool = False
+) -> dict[str, float]:
     """Prepares what can be generated, resolves the config, trains, and evaluates.
 
     The last file it writes is `result.json`: where that is, the run is complete.
 
+    Args:
+      config: the experiment.
+      workdir: where everything goes.
+      profile: see `train`.
+
     Returns:
       The metrics of the final evaluation.
     """
-    for source in (*config.data.train, config.data.eval):
-        if source.name in GENERATED:
-            prepare(source.name, config.data.data_dir)
-    for source in config.data.train:
-        open_source(source, config.data.data_dir)  # a missing split shows now, not after compiling
-    config = with_source_tokenizer(config)
-    tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
-    config = with_vocabulary(config, tokenizer)
-    if classes:
-        config = with_classes(config, classes)
+    config, tokenizer, classes = resolve(config)
     data = eval_data(config.data, classes)
 
     def evaluate_params(
@@ -218,12 +250,29 @@ def run_experiment(config: ExperimentConfig, workdir: Path) -> dict[str, float]:
             parts=parts,
         )
 
-    result = train(config, workdir, make_batches, evaluate_params)
+    result = train(config, workdir, make_batches, evaluate_params, profile)
     if is_first():
         write_result(workdir, config.train.steps, result, config.data.batch_size)
         print_tables(workdir)
         print(f"results, metrics and pictures are in {workdir}")
     return result
+
+
+def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer, Classes | None]:
+    """Prepares what can be generated, and fills in what the data decide: vocabulary and classes.
+
+    Raises:
+      FileNotFoundError, ValueError: the data are not there, or contradict the config.
+    """
+    for source in (*config.data.train, config.data.eval):
+        if source.name in GENERATED:
+            prepare(source.name, config.data.data_dir)
+    for source in config.data.train:
+        open_source(source, config.data.data_dir)  # a missing split shows now, not after compiling
+    config = with_source_tokenizer(config)
+    tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
+    config = with_vocabulary(config, tokenizer)
+    return with_classes(config, classes) if classes else config, tokenizer, classes
 
 
 def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:

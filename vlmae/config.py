@@ -94,7 +94,9 @@ class OptimConfig:
     accumulate_steps: int = 1
     """Parts into which a batch is split, one after the other, to save memory.
 
-    VTC and VTM then draw their negatives from one part, not from the whole batch."""
+    VTC compares the whole batch all the same, at the price of one more forward pass of the
+    encoders. What VTM and MCM draw from the batch comes from one part; other losses are the means
+    over the parts."""
 
     def __post_init__(self):
         for name in ("b1", "b2"):

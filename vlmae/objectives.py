@@ -1,6 +1,6 @@
 """The training objectives: plain functions of (bound model, features, batch, key) -> Loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,14 @@ class Features(NamedTuple):
     text: TextFeatures  # of the caption; with `mask_text_for="all"`, of the masked caption
     words: losses.MaskedWords | None  # the masked caption; None without MLM
     masked_text: TextFeatures | None
+
+
+class Embeddings(NamedTuple):
+    """All that VTC knows of a batch."""
+
+    video: Float[Array, "b t e"]  # unit vectors
+    text: Float[Array, "b e"]
+    temperature: Float[Array, ""]
 
 
 class Loss(NamedTuple):
@@ -79,10 +87,15 @@ def extract(
     return Features(video, text, words, model.encode_text(words.ids, batch.text_mask))
 
 
-def vtc_logits(model: VideoLanguageModel, features: Features) -> Float[Array, "b b"]:
-    """Similarity of every clip (rows) with every text (columns), over the temperature."""
+def embed(model: VideoLanguageModel, features: Features) -> Embeddings:
+    """What VTC compares."""
     video, text = model.embed_video(features.video), model.embed_text(features.text)
-    return losses.similarity(video, text) / model.temperature()
+    return Embeddings(video, text, model.temperature())
+
+
+def vtc_logits(embeddings: Embeddings) -> Float[Array, "b b"]:
+    """Similarity of every clip (rows) with every text (columns), over the temperature."""
+    return losses.similarity(embeddings.video, embeddings.text) / embeddings.temperature
 
 
 def vtc(
@@ -94,13 +107,20 @@ def vtc(
     shards: int = 1,
 ) -> Loss:
     """Video-text contrastive loss over the global batch, or within each shard (SMAUG)."""
-    logits = vtc_logits(model, features)
+    return contrast(embed(model, features), batch, config, shards)
+
+
+def contrast(
+    embeddings: Embeddings, batch: Batch, config: ObjectivesConfig, shards: int = 1
+) -> Loss:
+    """VTC by the embeddings of a batch alone; only its media ids and valid rows are read."""
+    logits = vtc_logits(embeddings)
     compared = shards if config.vtc_scope == "local" else 1
     value = losses.contrastive_loss(logits, batch.media_ids, batch.valid, compared)
     best = jnp.where(batch.valid[None, :], logits, losses.NEVER).argmax(axis=1)
     correct = (batch.media_ids[best] == batch.media_ids).astype(jnp.float32)
     accuracy = losses.masked_mean(correct, batch.valid)
-    return Loss(value, {"vtc/accuracy": accuracy, "vtc/temperature": model.temperature()})
+    return Loss(value, {"vtc/accuracy": accuracy, "vtc/temperature": embeddings.temperature})
 
 
 def vtm(
@@ -113,8 +133,9 @@ def vtm(
 ) -> Loss:
     """Video-text matching: each pair as it is, with a hard video, with a hard text (SMAUG).
 
-    Negatives come from within each shard or from the global batch. A row without any possible
-    negative counts only as a positive.
+    Negatives come from within each shard or from the global batch; of a batch that is computed in
+    parts, from the row's own part, whose similarities alone are at hand together with all tokens.
+    A row without any possible negative counts only as a positive.
     """
     shards = shards if config.vtm_scope == "local" else 1
     text, video = hard_negatives(model, features, batch, key, config, shards)
@@ -150,7 +171,7 @@ def hard_negatives(
     """
     b = len(batch.valid)
     video_key, text_key = jax.random.split(key)
-    logits = vtc_logits(model, features) if config.vtc else jnp.zeros((b, b))
+    logits = vtc_logits(embed(model, features)) if config.vtc else jnp.zeros((b, b))
     logits = jax.lax.stop_gradient(logits)
     text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)
     video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid, shards)
@@ -306,6 +327,7 @@ def compute_losses(
     key: Key[Array, ""],
     config: ObjectivesConfig,
     shards: int = 1,
+    objectives: Mapping[str, Callable[..., Loss]] = OBJECTIVES,
 ) -> Loss:
     """The weighted sum of all objectives of non-zero weight, and everything worth logging.
 
@@ -316,7 +338,7 @@ def compute_losses(
     keys = keys_of(key)
     features = extract(model, batch, keys["mask"], keys["mlm"], config)
     total, metrics = jnp.zeros(()), {}
-    for name, objective in OBJECTIVES.items():
+    for name, objective in objectives.items():
         if weight := getattr(config, name):
             loss = objective(model, features, batch, keys[name], config, shards)
             total += weight * loss.value

@@ -33,13 +33,17 @@ class CompiledStep:
         self.step, self.operations, self.notify = step, operations, notify
         self.programs: dict[tuple, tuple[Callable, dict[str, float]]] = {}
 
+    def is_compiled(self, batch: Batch) -> bool:
+        """True if the program for this shape of batch is there."""
+        return batch.video.shape in self.programs
+
     def compile(self, state: PyTree, batch: Batch) -> None:
         """Compiles the program for this shape of batch, unless it is there already.
 
         Of several processes none goes on before all have compiled it.
         """
         shape = batch.video.shape
-        if shape in self.programs:
+        if self.is_compiled(batch):
             return
         start = time.perf_counter()
         program = self.step.lower(state, batch).compile()

@@ -9,20 +9,19 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from data_pipelines.records import Batch
 from vlmae.analysis.operations import operations_per_clip
 from vlmae.checkpoint import Checkpoints
-from vlmae.config import ExperimentConfig, ObjectivesConfig
+from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
+from vlmae.gradients import Gradients, make_gradients
 from vlmae.heartbeat import Heartbeat
 from vlmae.initial import initial_params
 from vlmae.metric_writer import MetricWriter, Muted, Progress
-from vlmae.models.video_language import VideoLanguageModel, build_model
-from vlmae.objectives import compute_losses
-from vlmae.optim import freeze, make_optimizer, make_schedule
+from vlmae.models.video_language import build_model
+from vlmae.optim import make_optimizer, make_schedule
 from vlmae.preemption import Preempted, PreemptionNotice
 from vlmae.processes import is_first, print_first
 from vlmae.sharding import (
@@ -39,10 +38,10 @@ from vlmae.sharding import (
 from vlmae.sparsify import keep_rate_at
 from vlmae.speed import CompiledStep, Meter, matrix_rate_share, measure_matrix_rate
 from vlmae.state import TrainState, init_state
+from vlmae.trace import Trace, TracedStep
 from vlmae.wandb_log import open_log
 from vlmae.workdir import check_workdir, claim_workdir
 
-Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
 BAD_CLIPS_JUDGED_AFTER = 1000  # clips seen before the share of bad ones may stop a run
 
 
@@ -52,55 +51,6 @@ class NonFiniteLoss(FloatingPointError):
 
 class TooManyBadClips(RuntimeError):
     """More clips than the config allows could not be decoded."""
-
-
-def loss_gradients(
-    params: PyTree,
-    batch: Batch,
-    key: Key[Array, ""],
-    *,
-    model: VideoLanguageModel,
-    objectives: ObjectivesConfig,
-    shards: int,
-) -> tuple[PyTree, dict]:
-    """Gradients of the weighted losses, and the metrics; for `shards` see `compute_losses`."""
-    objective_key, dropout_key, noise_key = jax.random.split(key, 3)
-
-    def loss_fn(params: PyTree) -> tuple[Array, dict]:
-        return model.apply(
-            {"params": freeze(params, model.config)},
-            batch,
-            objective_key,
-            objectives,
-            shards,
-            method=compute_losses,
-            rngs={"dropout": dropout_key, "noise": noise_key},
-        )
-
-    return jax.grad(loss_fn, has_aux=True)(params)
-
-
-def accumulated(gradients: Gradients, parts: int) -> Gradients:
-    """Wraps gradients: the batch in `parts`, one after the other, with the means of the results.
-
-    Row r goes to part r mod `parts`, so that every device keeps its own rows.
-    """
-    if parts == 1:
-        return gradients
-
-    def mean_gradients(params: PyTree, batch: Batch, key: Key[Array, ""]) -> tuple[PyTree, dict]:
-        split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), batch)
-        keys = jax.random.split(key, parts)
-        shapes = jax.eval_shape(gradients, params, jax.tree.map(lambda x: x[0], split), key)
-
-        def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, *part)), None
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (split, keys))
-        return jax.tree.map(lambda x: x / parts, total)
-
-    return mean_gradients
 
 
 def train_step(
@@ -128,12 +78,10 @@ def train_step(
 def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) -> Callable:
     """`train_step` of an experiment, jitted: sharded in and out, with the old state donated."""
     model = build_model(config, deterministic=False)
-    gradients = functools.partial(
-        loss_gradients, model=model, objectives=config.objectives, shards=batch_shards(mesh)
-    )
+    parts = config.optim.accumulate_steps
     step = functools.partial(
         train_step,
-        gradients=accumulated(gradients, config.optim.accumulate_steps),
+        gradients=make_gradients(model, config.objectives, batch_shards(mesh), parts),
         tx=make_optimizer(config.optim, config.train.steps, config.model),
     )
     shardings = state_shardings(state, mesh)
@@ -243,6 +191,7 @@ def train(
     workdir: Path,
     make_batches: Callable[[int, int, int], Iterator[Batch]],
     evaluate: Callable[[PyTree, jax.sharding.Mesh, Callable], dict[str, float]],
+    profile: bool = False,
 ) -> dict[str, float]:
     """Trains to `train.steps`, going on from the work directory's last checkpoint.
 
@@ -254,6 +203,7 @@ def train(
       make_batches: (start step, part, parts) -> this part of the rows of the batches from that
         step on.
       evaluate: (parameters, mesh, on_progress) -> metrics; calls on_progress() now and then.
+      profile: write a trace of a few steps of the first process to `profile` in there.
 
     Returns:
       The metrics of the final evaluation.
@@ -285,6 +235,10 @@ def train(
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = make_schedule(config.optim, last)
         meter, bad_clips, pending = Meter(), 0, {}
+        if profile and is_first():
+            trace = stack.enter_context(Trace(workdir / "profile", progress.print, meter.paused))
+            steps = {rate: TracedStep(step, trace) for rate, step in steps.items()}
+            evaluate = trace.around(evaluate)
 
         for step in range(start + 1, last + 1):
             heart.enter("waiting for data", step)

@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from data_pipelines.config import SourceConfig
-from data_pipelines.records import Batch
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
+from vlmae.find_batch_size import abstract_batch
 from vlmae.objectives import OBJECTIVES
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
@@ -36,33 +35,6 @@ def filled(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def abstract_batch(config: ExperimentConfig, source: SourceConfig) -> Batch:
-    """Shapes of a training batch, with the fields that `RowMaker` gives for this config."""
-    data = config.data
-    b, size, length = data.batch_size, data.image_size, data.text_len
-    fields = {
-        "video": ((source.num_frames, size, size, 3), "uint8"),
-        "text_ids": ((length,), "int32"),
-        "text_mask": ((length,), "bool"),
-        "media_ids": ((), "int32"),
-        "valid": ((), "bool"),
-    }
-    if data.num_others:
-        shape = (data.num_others, length)
-        fields |= {"other_ids": (shape, "int32"), "other_mask": (shape, "bool")}
-    if config.model.num_classes:
-        fields["targets"] = ((config.model.num_classes,), "bool")
-    if data.answer_len:
-        shape = (data.answer_len,)
-        fields |= {"answer_ids": (shape, "int32"), "answer_mask": (shape, "bool")}
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct((b, *shape), dtype)
-            for name, (shape, dtype) in fields.items()
-        }
-    )
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_experiment(file):
     module = importlib.import_module(f"experiments.{file.stem}")
@@ -72,7 +44,8 @@ def test_experiment(file):
     state = jax.eval_shape(make_init(config), 0)
     step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
     for source in config.data.train:
-        after, metrics = jax.eval_shape(step, state, abstract_batch(config, source))
+        batch = abstract_batch(config, source, config.data.batch_size)
+        after, metrics = jax.eval_shape(step, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )

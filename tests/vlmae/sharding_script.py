@@ -30,6 +30,7 @@ from vlmae.config_tree import override
 from vlmae.evaluate import evaluate_workdir
 from vlmae.evaluators.encode import Trained, encode_clips
 from vlmae.evaluators.retrieval import evaluate_retrieval
+from vlmae.gradients import make_gradients
 from vlmae.models.video_language import build_model
 from vlmae.objectives import compute_losses
 from vlmae.sharding import (
@@ -143,6 +144,25 @@ def parameter_bytes(config: ExperimentConfig) -> int:
     return sum(4 * x.size for x in jax.tree.leaves(jax.eval_shape(make_init(config), 0).params))
 
 
+def accumulated(config: ExperimentConfig, mesh: jax.sharding.Mesh, shards: int, path: Path) -> dict:
+    """Metrics of the first batch in two parts, with dropout and VTC and VTM within `shards` shards.
+
+    The gradients go to an npz file.
+    """
+    local = {"objectives.vtc_scope": "local", "objectives.vtm_scope": "local"}
+    objectives = override(config, local).objectives
+    gradients = make_gradients(build_model(config, deterministic=False), objectives, shards, 2)
+    init = make_init(config)
+    with jax.set_mesh(mesh), train_batches(config.data, 0, seed=config.seed) as batches:
+        state = jax.jit(init, out_shardings=replicated(mesh))(config.seed)
+        params = jax.device_put(randomize(jax.device_get(state.params)), replicated(mesh))
+        batch = put_batch(next(batches), mesh)
+        grads, metrics = jax.device_get(jax.jit(gradients)(params, batch, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    np.savez(path, **{path_name(place): x for place, x in leaves})
+    return jax.tree.map(float, metrics)
+
+
 def errors(config: ExperimentConfig) -> dict[str, str]:
     """What is said about sizes that do not fit eight devices."""
     data, split = config.data, MeshConfig(data=2, fsdp=4)
@@ -187,6 +207,11 @@ def main(data_dir: str, workdir: str) -> None:
         "devices": scoped_losses(config, cut, batch_shards(cut)),
         "shards": scoped_losses(config, single, 8),
         "whole": scoped_losses(config, single, 1),
+    }
+    cut_in_two = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    results["accumulated"] = {
+        name: accumulated(config, mesh, 2, Path(workdir) / f"accumulated_{name}.npz")
+        for name, mesh in (("single", single), ("cut", cut_in_two))
     }
     multi = with_vocabulary(override(config, MULTI), tokenizer_for(config.data))
     for name, mesh in (("single", single), ("mixed", make_mesh(MESHES["mixed"]))):

@@ -245,7 +245,8 @@ def test_other_captions_do_not_change_the_embedding_of_a_video(params):
             objectives.extract(model, b, KEY, KEY, SMALL.objectives) for b in (batch, shuffled)
         )
         embeddings = [model.embed_video(features.video) for features in (ours, theirs)]
-        return embeddings, [objectives.vtc_logits(model, features) for features in (ours, theirs)]
+        compared = [objectives.embed(model, features) for features in (ours, theirs)]
+        return embeddings, [objectives.vtc_logits(x) for x in compared]
 
     embeddings, logits = apply(params, run)
     assert embeddings[0].shape == (6, 4, 8), "every frame, chosen or not"

@@ -10,9 +10,9 @@ import pytest
 from helpers import CLS, MASK, SMALL, VOCAB, init_params, random_batch, randomize, small_model
 
 from vlmae import losses, objectives
+from vlmae.gradients import loss_gradients
 from vlmae.model_config import MaskConfig
 from vlmae.models.video_language import VideoLanguageModel
-from vlmae.train import loss_gradients
 
 NAMES = ("vtc", "vtm", "mlm", "mvm")
 KEY = jax.random.key(5)
@@ -180,7 +180,7 @@ def test_contrastive_logits_are_mean_frame_similarities_over_the_temperature(par
 
     def run(model: VideoLanguageModel):
         features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
-        logits = objectives.vtc_logits(model, features)
+        logits = objectives.vtc_logits(objectives.embed(model, features))
         loss = objectives.vtc(model, features, batch, KEY, SMALL.objectives)
         return loss, logits, model.embed_video(features.video), model.embed_text(features.text)
 

@@ -1,16 +1,13 @@
-"""Learning-rate schedules, weight decay, clipping and accumulated gradients."""
+"""Learning-rate schedules, weight decay and clipping."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import random_batch
 
-from data_pipelines.records import Batch
 from vlmae.config import OptimConfig
 from vlmae.optim import decay_mask, make_optimizer, make_schedule
-from vlmae.train import accumulated
 
 # --- the schedule
 
@@ -77,29 +74,3 @@ def test_gradients_are_clipped_to_the_configured_norm(clip_norm, expected):
     _, state = tx.update(gradient, tx.init(params), params)
     seen = optax.tree.norm(optax.tree.get(state, "mu")) / (1 - 0.9)
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
-
-
-# --- accumulated gradients
-
-
-def toy_gradients(params: dict, batch: Batch, key) -> tuple[dict, dict]:
-    """A gradient that depends on every pixel, on the order of rows and on the key."""
-    order = jnp.arange(1.0, 1 + len(batch.valid))
-    pixels = (batch.video.mean(axis=(1, 2, 3, 4)) * order).mean()
-    return {"w": params["w"] * pixels + jax.random.normal(key)}, {"loss": pixels}
-
-
-def test_accumulated_gradients_are_the_mean_over_the_parts():
-    batch = jax.tree.map(jnp.asarray, random_batch(6))
-    params, key = {"w": jnp.array([1.0, 2.0])}, jax.random.key(3)
-    results = []
-    for part, part_key in enumerate(jax.random.split(key, 3)):
-        rows = jax.tree.map(lambda x, part=part: x[part::3], batch)
-        results.append(toy_gradients(params, rows, part_key))
-    expected = jax.tree.map(lambda *parts: sum(parts) / 3, *results)
-    actual = jax.jit(accumulated(toy_gradients, 3))(params, batch, key)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), actual, expected)
-
-
-def test_one_part_is_the_plain_gradient():
-    assert accumulated(toy_gradients, 1) is toy_gradients

@@ -64,6 +64,17 @@ def test_the_local_scopes_are_the_rows_of_a_device(results):
         assert whole[name] != pytest.approx(shards[name], rel=1e-4), name
 
 
+def test_two_devices_compute_two_parts_like_one_device(results, on_meshes):
+    """With local scopes, so that each part and each shard of it must have its own rows."""
+    ours, theirs = (results["accumulated"][name] for name in ("cut", "single"))
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    assert ours["loss/vtc"] > 0
+    cut, single = (np.load(on_meshes / f"accumulated_{name}.npz") for name in ("cut", "single"))
+    assert sorted(cut) == sorted(single)
+    for name in single:
+        np.testing.assert_allclose(cut[name], single[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_a_batch_is_cut_by_data_and_fsdp(results):
     assert results["batch_shards"] == {"data": 8, "fsdp": 8, "mixed": 4}
 

@@ -63,6 +63,7 @@ def step_operations(config: ExperimentConfig, num_frames: int) -> dict[str, Oper
             *(text_encoder(model, length).times(count) for count, length in encoded_texts(config))
         ),
         "similarities": similarities(config, clip),
+        "first pass for VTC": first_pass(config, clip),
         "frame selector": frame_selector(model, clip).times(
             sum(texts.count for texts in fused.values())
         ),
@@ -70,7 +71,7 @@ def step_operations(config: ExperimentConfig, num_frames: int) -> dict[str, Oper
     for name, (count, length) in fused.items():
         parts[f"fusion for {name}"] = fusion(model, clip, length).times(count)
     parts |= heads(config, clip)
-    return {name: operations for name, operations in parts.items() if operations.forward}
+    return {name: operations for name, operations in parts.items() if operations.total}
 
 
 def operations_per_clip(config: ExperimentConfig, num_frames: int) -> int:
@@ -110,15 +111,32 @@ def option_texts(config: ExperimentConfig) -> Texts:
 
 
 def similarities(config: ExperimentConfig, clip: Clip) -> Operations:
-    """VTC: frames and text into the shared space, and the clip against all texts of its part."""
-    model, embed_dim = config.model, config.model.embed_dim
+    """VTC: frames and text into the shared space, and the clip against all texts."""
     if not config.objectives.vtc:
         return Operations()
+    return projections(config, clip) + pairs(1, config.data.batch_size, config.model.embed_dim)
+
+
+def projections(config: ExperimentConfig, clip: Clip) -> Operations:
+    """Frames and text into the shared space."""
+    model, embed_dim = config.model, config.model.embed_dim
     return added(
         dense(clip.times, model.video.width, embed_dim),
         dense(1, model.text.width, embed_dim, upstream=text_learns(model)),
-        pairs(1, config.data.batch_size // config.optim.accumulate_steps, embed_dim),
     )
+
+
+def first_pass(config: ExperimentConfig, clip: Clip) -> Operations:
+    """A batch in parts is encoded once more, for the embeddings that VTC compares."""
+    if not config.objectives.vtc or config.optim.accumulate_steps == 1:
+        return Operations()
+    encoded = added(
+        video_encoder(config.model, clip),
+        temporal_blocks(config.model, clip),
+        text_encoder(config.model, config.data.text_len),
+        projections(config, clip),
+    )
+    return Operations(again=encoded.forward)
 
 
 def heads(config: ExperimentConfig, clip: Clip) -> dict[str, Operations]:

@@ -1,0 +1,136 @@
+"""The largest batch that fits: the search, what is tried, and the command."""
+
+import jax
+import numpy as np
+import pytest
+
+from vlmae import find_batch_size as finding
+from vlmae.cli import resolve
+from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config_tree import override
+from vlmae.find_batch_size import GIB, abstract_batch, batch_sizes, largest_that_fits, try_batch
+from vlmae.sharding import make_mesh
+
+ONLY_VTC = {"objectives.vtm": 0.0, "objectives.mlm": 0.0, "objectives.mvm": 0.0}
+FLAGS = [x for name in ONLY_VTC for x in (f"--{name}", "0")]
+
+
+@pytest.mark.parametrize("step", [1, 3, 16])
+@pytest.mark.parametrize("least_steps", [1, 2])
+def test_the_answer_fits_and_the_next_size_does_not(step, least_steps):
+    least = step * least_steps
+    for limit in (*range(40), 100, 1000, 1001):
+        tried = []
+
+        def fits(size: int, limit: int = limit, tried: list[int] = tried) -> bool:
+            tried.append(size)
+            return size <= limit
+
+        found = largest_that_fits(fits, step, least)
+        assert found == (limit // step * step if limit >= least else 0)
+        assert all(size % step == 0 and size >= least for size in tried)
+        assert len(set(tried)) == len(tried) <= 2 * np.log2(max(limit, 2)) + 2
+
+
+def test_batch_sizes_suit_the_mesh_the_parts_and_the_negatives(tiny_config):
+    config = override(tiny_config, {"optim.accumulate_steps": 2})
+    assert batch_sizes(config, 4) == (8, 16)
+    assert batch_sizes(override(config, {"objectives.vtm_scope": "global"}), 4) == (8, 8)
+    assert batch_sizes(override(config, ONLY_VTC), 4) == (8, 8)
+
+
+def tiny_vtc(config: ExperimentConfig) -> ExperimentConfig:
+    return resolve(override(config, {**ONLY_VTC, "optim.accumulate_steps": 4}))[0]
+
+
+def try_tiny(config: ExperimentConfig, size: int, limit_bytes: int) -> finding.Trial:
+    """Tries a batch size of the tiny experiment on one device."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    batch = abstract_batch(config, config.data.train[0], size)
+    return try_batch(config, mesh, finding.sharded_init(config, mesh), batch, limit_bytes)
+
+
+def test_the_command_finds_what_just_fits(tiny_config, run_tiny, monkeypatch):
+    """With exactly the memory that 24 rows need."""
+    needed = try_tiny(tiny_vtc(tiny_config), 24, GIB).needed_bytes
+    assert 0 < needed < GIB
+    lines = []
+    monkeypatch.setattr(finding, "print", lambda line, flush=True: lines.append(line), False)
+    flags = ["--optim.accumulate-steps", "4", "--memory-gib", repr(needed / GIB)]
+    code, err, workdir = run_tiny(*FLAGS, *flags, "--find-batch-size")
+    assert (code, err) == (0, "")
+    assert not workdir.exists()
+    sizes = [int(line.split()[2].strip(":")) for line in lines[:-1]]
+    assert sizes == [4, 8, 16, 32, 24, 28]
+    fits = [": fits, needs" in line for line in lines[:-1]]
+    assert fits == [True, True, True, False, True, False]
+    assert lines[-1] == "the largest batch, in multiples of 4: --data.batch-size 24"
+
+
+def test_not_even_the_smallest_batch_fits(run_tiny):
+    code, err, workdir = run_tiny(*FLAGS, "--find-batch-size", "--memory-gib", "0.00001")
+    assert (code, err) == (1, "error: not even a batch of 1 fits into 1e-05 GiB a device\n")
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--find-batch-size", "--sweep", "seed"], "not with --sweep"),
+        (["--find-batch-size", "--launch", "local"], "not with --launch"),
+        (["--find-batch-size", "--profile", "--index", "0"], "not with --index, --profile"),
+        (["--find-batch-size", "--memory-gib", "-1"], "--memory-gib must not be negative: -1.0"),
+        (["--memory-gib", "1"], "--memory-gib is only for --find-batch-size"),
+    ],
+)
+def test_flags_that_do_not_go_together(run_tiny, flags, message):
+    code, err, workdir = run_tiny(*flags)
+    assert code == 1
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not workdir.exists()
+
+
+def test_where_the_device_says_its_limit_a_step_is_run(tiny_config, monkeypatch):
+    """And what the compiler believed to fit may not."""
+    config, runs = tiny_vtc(tiny_config), []
+    monkeypatch.setattr(finding, "memory_stats", lambda mesh: {"bytes_limit": GIB})
+    put_batch = finding.put_batch
+
+    def put_and_note(batch, mesh):
+        runs.append(len(batch.valid))
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(finding, "put_batch", put_and_note)
+    assert try_tiny(config, 4, GIB).fits
+    assert not try_tiny(config, 4, 1000).fits
+    assert runs == [4]
+
+    def run_out(batch, mesh):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(finding, "put_batch", run_out)
+    trial = try_tiny(config, 4, GIB)
+    assert not trial.fits and trial.needed_bytes < GIB
+    assert "does not fit, out of memory when run, needs" in trial.describe(GIB)
+
+
+def test_other_errors_of_a_step_are_not_taken_for_lack_of_memory(tiny_config, monkeypatch):
+    def fail(batch, mesh):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such kernel")
+
+    monkeypatch.setattr(finding, "memory_stats", lambda mesh: {"bytes_limit": GIB})
+    monkeypatch.setattr(finding, "put_batch", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no such kernel"):
+        try_tiny(tiny_vtc(tiny_config), 4, GIB)
+
+
+def test_the_limit_of_a_cpu_is_its_share_of_the_available_memory(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:    2000 kB\n")
+    monkeypatch.setattr(finding, "MEMINFO", meminfo)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.setattr(finding, "memory_stats", lambda mesh: {})
+    assert finding.memory_limit_bytes(mesh) == 2000 * 1024
+    meminfo.unlink()
+    with pytest.raises(ValueError, match="give --memory-gib"):
+        finding.memory_limit_bytes(mesh)
