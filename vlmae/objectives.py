@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from data_pipelines.records import Batch
 from vlmae import choices, losses
 from vlmae.config import ObjectivesConfig
 from vlmae.masking import PatchMask, mask_from_noise, mask_noise
+from vlmae.models.layers import take_rows
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel
@@ -142,11 +143,10 @@ def vtm(
 
     # The three pairs of a row stay together, so that they stay on the row's device.
     own = jnp.arange(len(batch.valid))
-    text_rows = jnp.stack([own, own, text.index], axis=1)
-    video_rows = jnp.stack([own, video.index, own], axis=1)
-    fused = model.fuse(
-        take(features.text, text_rows, shards), take(features.video, video_rows, shards)
-    )
+    text_rows = rows_of_parts(jnp.stack([own, own, text.index], axis=1), shards)
+    video_rows = rows_of_parts(jnp.stack([own, video.index, own], axis=1), shards)
+    texts = jax.tree.map(lambda x: take_rows(x, text_rows), features.text)
+    fused = model.fuse(texts, features.video, video_rows)
     scores = model.match(fused)
     labels = jnp.tile(jnp.array([1, 0, 0]), len(batch.valid))
     counted = jnp.stack([batch.valid, video.exists, text.exists], axis=1).ravel()
@@ -359,15 +359,9 @@ def keys_of(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
     return dict(zip(names, jax.random.split(key, len(names)), strict=True))
 
 
-def take(features: PyTree, rows: Int[Array, "b c"], shards: int) -> PyTree:
-    """The given rows of every array in `features`: [b ...] -> [(b c) ...].
+def rows_of_parts(rows: Int[Array, "b c"], shards: int) -> Int[Array, "s n"]:
+    """Rows of a batch, counted within their shards, for `take_rows`.
 
-    Row r asks for rows of its own shard only, so that nothing crosses from device to device.
+    Row r asks for rows of its own shard only.
     """
-
-    def within_shards(x: Array) -> Array:
-        parts = rearrange(x, "(s r) ... -> s r ...", s=shards)
-        wanted = rearrange(rows, "(s r) c -> s (r c)", s=shards) % parts.shape[1]
-        return rearrange(jax.vmap(lambda part, i: part[i])(parts, wanted), "s r ... -> (s r) ...")
-
-    return jax.tree.map(within_shards, features)
+    return rearrange(rows, "(s r) c -> s (r c)", s=shards) % (len(rows) // shards)

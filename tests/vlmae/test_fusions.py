@@ -25,7 +25,7 @@ from multiway_oracle import (
 from oracles import attend, dense, feed_forward, layer_norm, random
 
 from vlmae.model_config import FusionConfig, SamplerConfig
-from vlmae.models.fusion import ConcatFusion
+from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
 from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
@@ -92,6 +92,28 @@ def test_multiway_fusion(guidance, video_width):
     fused = jax.jit(module.apply)({"params": params}, text, video)
     assert fused.shape == (4, 1 + LATENTS + 5, WIDTH)
     assert_close(fused, layer_norm(z, p["norm"]))
+
+
+@pytest.mark.parametrize("rows", [[[0, 3, 3, 1, 2, 0, 1, 2]], [[0, 1, 1, 0], [1, 0, 1, 1]]])
+@pytest.mark.parametrize("kind", ["multiway", "cross_attention", "concat"])
+def test_texts_that_share_clips(kind, rows):
+    """As if every text had a copy of its clip; of several parts, each reads its own."""
+    kinds = {"cross_attention": CrossAttentionFusion, "concat": ConcatFusion}
+    module = kinds[kind](FusionConfig(kind, DEPTH), TEXT) if kind in kinds else multiway()
+    text, video = features()
+    texts = jax.tree.map(lambda x: jnp.concatenate([x, x]), text)
+    params, rows = random_params(module.init, text, video), jnp.array(rows)
+    copied = (rows + jnp.arange(len(rows))[:, None] * (4 // len(rows))).ravel()
+
+    def fuse(tokens: jax.Array, shared: bool):
+        clips = video._replace(tokens=tokens)
+        if not shared:
+            clips = jax.tree.map(lambda x: x[copied], clips)
+        fused = module.apply({"params": params}, texts, clips, rows if shared else None)
+        return (fused**3).sum(), fused
+
+    run = jax.jit(jax.grad(fuse, has_aux=True), static_argnums=1)
+    assert_close(run(video.tokens, True), run(video.tokens, False), scale=100)
 
 
 def loss_and_gradient(module: MultiWayFusion):

@@ -23,7 +23,7 @@ from multiway_oracle import (
 )
 from oracles import random, softmax
 
-from vlmae.models.layers import Attention
+from vlmae.models.layers import Attention, Source
 from vlmae.models.multiway import AdaptPooling, Sampler, WayLayer
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
 
@@ -119,7 +119,7 @@ def make_layer() -> WayLayer:
 @pytest.mark.parametrize("tokens", [0, 6])
 def test_way_layer(tokens):
     z, source = random(4, LATENTS, WIDTH), random(4, tokens, WIDTH, seed=1)
-    inputs = (z, source, LENGTHS) if tokens else (z,)
+    inputs = (z, Source(source), LENGTHS) if tokens else (z,)
     params = random_params(make_layer().init, *inputs)
     p, valid = float64(params), np.arange(tokens) < LENGTHS[:, None]
     expected = way_layer(z, source, valid, p, p["attention"])
@@ -133,8 +133,12 @@ SOURCE, GUIDE = random(4, 6, WIDTH), random(4, 2, WIDTH, seed=1)
 def make_sampler(pooling: str):
     """The parameters, and (source, lengths, guide, guide_in) -> latents."""
     module = Sampler(LATENTS, pooling, (make_layer(), make_layer()), HEADS)
-    params = random_params(module.init, SOURCE, LENGTHS)
-    return params, jax.jit(partial(module.apply, {"params": params}), static_argnums=3)
+    params = random_params(module.init, Source(SOURCE), LENGTHS)
+
+    def sample(source, *rest):
+        return module.apply({"params": params}, Source(source), *rest)
+
+    return params, jax.jit(sample, static_argnums=3)
 
 
 @pytest.mark.parametrize(

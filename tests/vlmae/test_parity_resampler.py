@@ -7,7 +7,7 @@ from torch_weights import Weights, dense, norm, randomize
 from transformers import IdeficsConfig
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from vlmae.models.layers import Attention
+from vlmae.models.layers import Attention, Source
 from vlmae.models.multiway import Sampler, WayLayer
 
 TOLERANCE = 1e-5
@@ -64,6 +64,7 @@ def test_sampler_without_pooling_is_the_perceiver_resampler():
     }
     assert not weights, "every weight has its place"
     layers = tuple(WayLayer(Attention(HEADS), 4 * WIDTH) for _ in range(DEPTH))
-    latents = jax.jit(Sampler(LATENTS, "none", layers, HEADS).apply)({"params": params}, source)
+    sampler = Sampler(LATENTS, "none", layers, HEADS)
+    latents = jax.jit(sampler.apply)({"params": params}, Source(source))
     assert latents.shape == (4, LATENTS, WIDTH)
     np.testing.assert_allclose(latents, expected, rtol=0, atol=TOLERANCE)

@@ -18,6 +18,7 @@ from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
 from vlmae.metric_writer import read_metrics
 from vlmae.model_config import PixelDecoderConfig, SparsifyConfig
+from vlmae.models.layers import take_rows
 from vlmae.models.pixel_decoder import decoded_places, num_decoded, scatter_tokens
 from vlmae.models.text_encoder import TextEncoder
 from vlmae.models.video_language import VideoLanguageModel
@@ -162,13 +163,14 @@ def test_whether_all_objectives_read_the_masked_text(params, mask_text_for):
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_take_against_plain_indexing(shards):
+def test_rows_of_parts_against_plain_indexing(shards):
     x, rng = random(6, 4), np.random.default_rng(0)
     first = np.arange(6) // (6 // shards) * (6 // shards)
     rows = first[:, None] + rng.integers(0, 6 // shards, (6, 2))
-    taken = jax.jit(objectives.take, static_argnums=2)({"x": x, "y": x[:, 0]}, rows, shards)
-    np.testing.assert_array_equal(taken["x"], x[rows.ravel()])
-    np.testing.assert_array_equal(taken["y"], x[rows.ravel(), 0])
+    within = objectives.rows_of_parts(jnp.asarray(rows), shards)
+    assert within.shape == (shards, 12 // shards)
+    np.testing.assert_array_equal(jax.jit(take_rows)(x, within), x[rows.ravel()])
+    np.testing.assert_array_equal(jax.jit(take_rows)(x[:, 0], within), x[rows.ravel(), 0])
 
 
 def test_local_scopes_draw_from_the_own_shard(params):

@@ -49,6 +49,27 @@ def fusion(model: ModelConfig, clip: Clip, length: int) -> Operations:
     return total + multiway(model, tokens, length)
 
 
+def shared_by_texts(model: ModelConfig, clip: Clip) -> Operations:
+    """What a fusion computes of a clip alone, once for all texts that meet it: keys and values.
+
+    With the multiway fusion also the clip at the text's width, and what its latents start from.
+    Nothing of it is shared where texts choose frames.
+    """
+    width, depth, kind = model.text.width, model.fusion.depth, model.fusion.kind
+    if model.selector.kind != "none" and clip.times > 1:
+        return Operations()
+    if kind == "cross_attention":
+        keys = dense(clip.read_times * clip.tokens, model.video.width, width).times(2 * depth)
+        return keys.computed_again() if model.remat else keys
+    tokens = clip.read_times * (clip.tokens + 1)
+    total = Operations() if model.video.width == width else dense(tokens, model.video.width, width)
+    if kind == "concat":
+        return total
+    sampler, keys = model.fusion.sampler, dense(tokens, width, width).times(2 * depth)
+    started = pooling(sampler.pooling, sampler.video_latents, tokens, width)
+    return added(total, started, keys.computed_again() if model.remat else keys)
+
+
 def multiway(model: ModelConfig, tokens: int, length: int) -> Operations:
     """A text and the `tokens` of a clip condensed to latents, then all of them together."""
     sampler, layer = model.fusion.sampler, text_layer(model)._replace(pre_norm=True)

@@ -32,6 +32,7 @@ from vlmae.analysis.fusion_operations import (
     fusion,
     match_head,
     pixel_decoder,
+    shared_by_texts,
     word_head,
 )
 from vlmae.analysis.products import Operations, added, dense, pairs
@@ -70,6 +71,8 @@ def step_operations(config: ExperimentConfig, num_frames: int) -> dict[str, Oper
     }
     for name, (count, length) in fused.items():
         parts[f"fusion for {name}"] = fusion(model, clip, length).times(count)
+    if "vtm" in fused:  # its three texts meet a clip together
+        parts["fusion for vtm"] += shared_by_texts(model, clip).times(1 - VTM_PAIRS)
     parts |= heads(config, clip)
     return {name: operations for name, operations in parts.items() if operations.total}
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from vlmae.model_config import TextEncoderConfig
 from vlmae.models.embeddings import BertEmbeddings
 from vlmae.models.heads import WordTransform
+from vlmae.models.layers import Source
 from vlmae.models.text_encoder import bert_block
 
 
@@ -56,7 +57,7 @@ class AnswerDecoder(nn.Module):
                 remat=self.remat,
                 dtype=self.dtype,
                 attention="xla",  # the mask is nothing for the fused kernel
-            )(x, None, fused, causal, lengths)
+            )(x, None, Source(fused), causal, lengths)
         words = WordTransform(self.dtype, name="word_transform")(x)
         bias = self.param("word_bias", nn.initializers.zeros, (text.vocab_size,))
         return embeddings.attend(words).astype(jnp.float32) + bias

@@ -3,16 +3,16 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, TextEncoderConfig
-from vlmae.models.layers import Block, to_width
+from vlmae.models.layers import Block, Source, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
 
 class BertFusion(nn.Module):
-    """A fusion made of BERT layers.
+    """A fusion made of BERT layers. `rows` says which clip each text reads, see `Source`.
 
     Attributes:
       config: depth.
@@ -42,9 +42,11 @@ class CrossAttentionFusion(BertFusion):
     """Layers of text self-attention, cross-attention to all video tokens, feed-forward."""
 
     @nn.compact
-    def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
+    def __call__(
+        self, text: TextFeatures, video: VideoFeatures, rows: Int[Array, "p n"] | None = None
+    ) -> Float[Array, "b l d"]:
         """The text tokens after they have read the tokens of all frames."""
-        context = rearrange(video.tokens, "b t m d -> b (t m) d")
+        context = Source(rearrange(video.tokens, "b t m d -> b (t m) d"), rows)
         x = text.tokens
         for i in range(self.config.depth):
             x = self._layer(i)(x, text.lengths, context)
@@ -58,10 +60,13 @@ class ConcatFusion(BertFusion):
     """
 
     @nn.compact
-    def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b l d"]:
+    def __call__(
+        self, text: TextFeatures, video: VideoFeatures, rows: Int[Array, "p n"] | None = None
+    ) -> Float[Array, "b l d"]:
         """The text tokens after they have met the tokens of all frames."""
         embed = nn.Dense(self.text.width, dtype=self.dtype, name="video_embed")
-        tokens = to_width(embed, video.all_tokens)
+        source = Source(to_width(embed, video.all_tokens), rows)
+        tokens = source.spread(source.tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
         for i in range(self.config.depth):
             x = self._layer(i)(x, tokens.shape[1] + text.lengths)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vlmae.sharding import keep_rows
 
@@ -33,6 +33,30 @@ def uniform_noise(module: nn.Module, shape: tuple[int, ...]) -> Float[Array, "b 
 def to_width(embed: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     """What `embed` makes of tokens; those of its width stay as they are, without parameters."""
     return x if x.shape[-1] == embed.features else embed(x)
+
+
+def take_rows(x: Shaped[Array, "s *_"], rows: Int[Array, "p n"]) -> Shaped[Array, "b *_"]:
+    """The rows of x that those of a batch ask for, each within its own part of x.
+
+    Parts lie on devices of their own, so that nothing crosses the network.
+    """
+    parts = rearrange(x, "(p s) ... -> p s ...", p=len(rows))
+    taken = jax.vmap(lambda part, wanted: part[wanted])(parts, rows)
+    return rearrange(taken, "p n ... -> (p n) ...")
+
+
+class Source(NamedTuple):
+    """Tokens that the rows of a batch read; what they give by themselves is computed once.
+
+    Without `rows`, row i reads row i; see `take_rows`.
+    """
+
+    tokens: Float[Array, "s k e"]
+    rows: Int[Array, "p n"] | None = None
+
+    def spread(self, x: Float[Array, "s *_"]) -> Float[Array, "b *_"]:
+        """What was computed of the tokens, for each row that reads them."""
+        return x if self.rows is None else take_rows(x, self.rows)
 
 
 class Attended(NamedTuple):
@@ -65,40 +89,48 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b q d"],
-        context: Float[Array, "b k e"],
+        context: Float[Array, "b _ e"] | None,
         lengths: Int[Array, " b"] | None = None,
         mask: Bool[Array, "b q k"] | None = None,
         bias: Float[Array, "b h q k"] | None = None,
+        source: Source | None = None,
     ) -> Attended:
-        """What `x` reads in `context`.
+        """What `x` reads in `context`, and after it in `source`.
 
         Args:
           x: queries.
-          context: keys and values.
-          lengths: valid tokens at the front of each row of `context`.
+          context: keys and values, row by row; None: `source` alone.
+          lengths: valid tokens at the front of each row of keys.
           mask: True where a query may look at a key; not with the cudnn kernel.
           bias: what is added to the logits before the softmax.
+          source: keys and values that several rows may share.
         """
 
-        def project(name: str, y: Array) -> Array:
-            dense = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name=name)
-            return dense(y)
+        def dense(name: str) -> Callable[[Array], Array]:
+            size = x.shape[-1]
+            return nn.Dense(size, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
         def heads(y: Array) -> Array:
             return rearrange(y, "b l (h d) -> b l h d", h=self.num_heads)
 
-        query, key = heads(project("query", x)), heads(project("key", context))
+        def read(name: str) -> Array:
+            project = dense(name)
+            own = [] if context is None else [heads(project(context))]
+            shared = [] if source is None else [source.spread(heads(project(source.tokens)))]
+            return jnp.concatenate([*own, *shared], axis=1)
+
+        query, key = heads(dense("query")(x)), read("key")
         out = jax.nn.dot_product_attention(
             query,
             key,
-            heads(project("value", context)),
+            read("value"),
             bias=None if bias is None else bias.astype(query.dtype),
             mask=None if mask is None else mask[:, None],
             key_value_seq_lengths=lengths,
             query_seq_lengths=None if lengths is None else jnp.full_like(lengths, x.shape[1]),
             implementation=self.implementation,
         )
-        return Attended(project("out", rearrange(out, "b l h d -> b l (h d)")), query, key)
+        return Attended(dense("out")(rearrange(out, "b l h d -> b l (h d)")), query, key)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -155,7 +187,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "b l d"],
         lengths: Int[Array, " b"] | None = None,
-        context: Float[Array, "b k e"] | None = None,
+        context: Source | None = None,
         mask: Bool[Array, "b l l"] | None = None,
         context_lengths: Int[Array, " b"] | None = None,
         bias: Float[Array, "b h l l"] | None = None,
@@ -173,7 +205,7 @@ class Block(nn.Module):
         x = self.self_attention(x, lengths, mask, bias).tokens
         if context is not None:
             cross = self._attention("cross_attention")
-            read = functools.partial(cross, context=context, lengths=context_lengths)
+            read = functools.partial(cross, context=None, lengths=context_lengths, source=context)
             x = self._residual(x, "cross_attention", lambda y: read(y).tokens)
         return self.feed_forward(x)
 

@@ -12,7 +12,15 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
-from vlmae.models.layers import BERT_INIT, TOKEN_INIT, Attention, Mlp, to_width, vit_norm
+from vlmae.models.layers import (
+    BERT_INIT,
+    TOKEN_INIT,
+    Attention,
+    Mlp,
+    Source,
+    to_width,
+    vit_norm,
+)
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.pooling import block_members, valid_tokens, weighted_pool
@@ -90,17 +98,28 @@ class WayLayer(nn.Module):
     def __call__(
         self,
         z: Float[Array, "b s d"],
-        source: Float[Array, "b m d"] | None = None,
+        source: Source | None = None,
         lengths: Int[Array, " b"] | None = None,
+        guide: Float[Array, "b g d"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """The latents after one layer; `lengths` are those of the valid tokens of `source`."""
+        """The latents after one layer.
+
+        Args:
+          z: latents.
+          source: tokens to read, the valid ones first.
+          lengths: valid tokens of each row of `source`; None: all are.
+          guide: what is read like tokens of the source.
+        """
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         query = context = vit_norm("norm", self.dtype)(z)
         if source is not None:
+            norm = vit_norm("source_norm", self.dtype)
+            source = source._replace(tokens=norm(source.tokens))
+            if guide is not None:
+                context = jnp.concatenate([query, norm(guide)], axis=1)
             # Padding must come last, so the latents go first.
-            context = jnp.concatenate([query, vit_norm("source_norm", self.dtype)(source)], axis=1)
-            lengths = None if lengths is None else lengths + z.shape[1]
-        z = keep_rows(z + drop(self.attention(query, context, lengths).tokens))
+            lengths = None if lengths is None else lengths + context.shape[1]
+        z = keep_rows(z + drop(self.attention(query, context, lengths, source=source).tokens))
         mlp = Mlp(self.mlp_dim, BERT_INIT, self.dtype, name="mlp")
         return keep_rows(z + drop(mlp(vit_norm("mlp_norm", self.dtype)(z))))
 
@@ -127,7 +146,7 @@ class Sampler(nn.Module):
     @nn.compact
     def __call__(
         self,
-        source: Float[Array, "b m d"],
+        source: Source,
         lengths: Int[Array, " b"] | None = None,
         guide: Float[Array, "b g d"] | None = None,
         guide_in: str = "none",
@@ -141,21 +160,19 @@ class Sampler(nn.Module):
           guide_in: "context": they join the keys and values; "queries": they go through the layers
             as queries; "none".
         """
-        b, _, d = source.shape
+        rows, _, d = source.tokens.shape
         queries = self.param("latents", TOKEN_INIT, (self.num_latents, d)).astype(self.dtype)
-        z = repeat(queries, "s d -> b s d", b=b)
+        z = repeat(queries, "s d -> b s d", b=rows)
         if self.pooling != "none":
             pool = AdaptPooling(
                 self.pooling, self.num_heads, self.dtype, self.attention, name="pooling"
             )
-            z = z + pool(z, source, lengths)
+            z = z + pool(z, source.tokens, lengths)
+        z = source.spread(z)
         if guide is not None and guide_in == "queries":
             z = jnp.concatenate([z, guide], axis=1)
-        if guide is not None and guide_in == "context":
-            source = jnp.concatenate([guide, source], axis=1)
-            lengths = None if lengths is None else lengths + guide.shape[1]
         for layer in self.layers:
-            z = layer(z, source, lengths)
+            z = layer(z, source, lengths, guide if guide_in == "context" else None)
         return vit_norm("norm", self.dtype)(z[:, : self.num_latents])
 
 
@@ -208,12 +225,17 @@ class MultiWayFusion(nn.Module):
         pooling, num_heads = self.config.sampler.pooling, self.text.num_heads
         return Sampler(num_latents, pooling, layers, num_heads, self.dtype, self.attention)
 
-    def __call__(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
-        """The text's [CLS], the text latents and the video latents, after they have met."""
+    def __call__(
+        self, text: TextFeatures, video: VideoFeatures, rows: Int[Array, "p n"] | None = None
+    ) -> Float[Array, "b q d"]:
+        """The text's [CLS], the text latents and the video latents, after they have met.
+
+        `rows` says which clip each text reads, see `Source`.
+        """
         tokens = to_width(self.video_embed, video.all_tokens)
-        words = self.text_sampler(text.tokens, text.lengths)
+        words = self.text_sampler(Source(text.tokens), text.lengths)
         guidance = self.config.sampler.guidance
-        frames = self.video_sampler(tokens, guide=words, guide_in=guidance)
+        frames = self.video_sampler(Source(tokens, rows), guide=words, guide_in=guidance)
         z = jnp.concatenate([text.cls[:, None], words, frames], axis=1)
         for layer in self.fused_layers:
             z = layer(z)

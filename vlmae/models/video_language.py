@@ -1,6 +1,7 @@
 """The one composition: video encoder, text encoder, fusion, heads. Objectives call its methods."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -12,7 +13,7 @@ from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
 from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
 from vlmae.models.heads import Classifier, Projection, WordTransform
-from vlmae.models.layers import BERT_INIT
+from vlmae.models.layers import BERT_INIT, take_rows
 from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.pixel_decoder import Painted, PixelDecoder
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
@@ -114,20 +115,27 @@ class VideoLanguageModel(nn.Module):
         value = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
         return jnp.clip(value, *TEMPERATURE_RANGE)
 
-    def fuse(self, text: TextFeatures, video: VideoFeatures) -> Float[Array, "b q d"]:
-        """Tokens of text and video that have met, the text's [CLS] first; row i meets row i.
+    def fuse(
+        self, text: TextFeatures, video: VideoFeatures, rows: Int[Array, "p n"] | None = None
+    ) -> Float[Array, "b q d"]:
+        """Tokens of text and video that have met, the text's [CLS] first.
 
         They are the text tokens, or with the multiway fusion latents of both. Of the clip only the
-        frames chosen for the text take part.
+        frames chosen for the text take part. Row i of the texts meets row i of the clips, or the
+        one that `rows` says, see `take_rows`: what a clip gives by itself is then computed once.
         """
-        choice = self.choose_frames(text, video)
-        return self.fusion(text, video if choice is None else keep_frames(video, choice))
+        if not self._chooses_frames(video):
+            return self.fusion(text, video, rows)
+        if rows is not None:
+            video = jax.tree.map(lambda x: take_rows(x, rows), video)
+        return self.fusion(text, keep_frames(video, self.frame_selector(text, video)))
 
     def choose_frames(self, text: TextFeatures, video: VideoFeatures) -> FrameChoice | None:
         """The frames of each clip that its text's fusion reads; None where all are (images)."""
-        if self.config.selector.kind == "none" or video.tokens.shape[1] == 1:
-            return None
-        return self.frame_selector(text, video)
+        return self.frame_selector(text, video) if self._chooses_frames(video) else None
+
+    def _chooses_frames(self, video: VideoFeatures) -> bool:
+        return self.config.selector.kind != "none" and video.tokens.shape[1] > 1
 
     def match(self, fused: Float[Array, "b q d"]) -> Float[Array, "b 2"]:
         """Logits of (does not match, matches) from the fused [CLS], float32."""
