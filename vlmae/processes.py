@@ -16,7 +16,6 @@ from data_pipelines.config import check
 
 # How many tasks the launcher started, in the words of srun and of Open MPI's mpirun.
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-HEARTBEAT_SECS = 60  # a process not heard of for so long is lost, and the others end
 DAY_SECS = 24 * 3600
 _WAITS = itertools.count()  # no two may have the same name
 
@@ -49,11 +48,10 @@ class Processes:
         Raises:
           RuntimeError: they did not come within five minutes.
         """
-        timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECS, "shutdown_timeout_seconds": 60}
+        timeouts = {"shutdown_timeout_seconds": 60}
         if self.coordinator:
-            jax.distributed.initialize(
-                self.coordinator, self.num_processes, self.process_id, **timeouts
-            )
+            own = (self.coordinator, self.num_processes, self.process_id)
+            jax.distributed.initialize(*own, **timeouts)
         elif any(int(os.environ.get(name, 1)) > 1 for name in TASK_COUNTS):
             jax.distributed.initialize(local_device_ids=gpus_of_task(os.environ), **timeouts)
 
