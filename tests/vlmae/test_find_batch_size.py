@@ -50,6 +50,7 @@ def try_tiny(config: ExperimentConfig, size: int, limit_bytes: int) -> finding.T
     return try_batch(config, mesh, finding.sharded_init(config, mesh), batch, limit_bytes)
 
 
+@pytest.mark.slow
 def test_the_command_finds_what_just_fits(tiny_config, run_tiny, monkeypatch):
     """With exactly the memory that 24 rows need."""
     needed = try_tiny(tiny_vtc(tiny_config), 24, GIB).needed_bytes

@@ -22,7 +22,7 @@ class FakeStep(CompiledStep):
     """Notes what happens when, in place of compiling and running."""
 
     def __init__(self, events: list[str]):
-        super().__init__(step=print)
+        super().__init__(step=print, operations=int)
         self.events = events
 
     def name(self, batch: Batch) -> str:
