@@ -12,7 +12,9 @@ Choose settings on held-out training images, not on the test split:
     python experiments/easy_vqa.py --data.train.0.split "train[:95%]" \\
         --data.eval.split "train[95%:]" --workdir runs/easy_vqa_val
 
-Result: not yet run.
+Result: not yet run to its end. On held-out training images, after 4,000 of the 12,000 steps: 90.5 %
+(colors 99.6, shapes 68.8, yes or no 92.7), and still rising. With a learning rate of 1e-3 and b2 of
+0.999 the loss was unsteady, and 5,000 steps gave 84.5 %.
 """
 
 from data_pipelines.config import DataConfig, SourceConfig
@@ -29,7 +31,7 @@ from vlmae.model_config import (
 
 
 def get_config() -> ExperimentConfig:
-    """A dense model with one objective; five passes over the questions."""
+    """A dense model with one objective; twenty passes over the questions."""
     return ExperimentConfig(
         name="easy_vqa",
         data=DataConfig(
@@ -49,7 +51,7 @@ def get_config() -> ExperimentConfig:
                 depth=3,
                 num_heads=4,
                 mlp_dim=512,
-                patch_size=8,
+                patch_size=16,
                 mask=MaskConfig(scheme="none", ratio=0.0),
             ),
             text=TextEncoderConfig(
@@ -59,9 +61,11 @@ def get_config() -> ExperimentConfig:
             dtype="float32",
         ),
         objectives=ObjectivesConfig(vtc=0.0, vtm=0.0, mlm=0.0, mvm=0.0, answer=1.0),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=200, weight_decay=0.05, clip_norm=1.0),
+        optim=OptimConfig(
+            learning_rate=6e-4, b2=0.98, warmup_steps=500, weight_decay=0.05, clip_norm=1.0
+        ),
         train=TrainConfig(
-            steps=3000, log_every_steps=100, eval_every_steps=600, save_every_steps=600
+            steps=12_000, log_every_steps=200, eval_every_steps=2000, save_every_steps=2000
         ),
     )
 
