@@ -12,8 +12,8 @@ Choose settings on held-out training images, not on the test split:
     python experiments/easy_vqa.py --data.train.0.split "train[:95%]" \\
         --data.eval.split "train[95%:]" --workdir runs/easy_vqa_val
 
-Result: not yet run to its end. On held-out training images, after 4,000 of the 12,000 steps: 90.5 %
-(colors 99.6, shapes 68.8, yes or no 92.7), and still rising. With a learning rate of 1e-3 and b2 of
+Result: not yet run to its end. On held-out training images, after 6,000 of the 12,000 steps: 97.2 %
+(colors 100, shapes 88.9, yes or no 98.2). With a learning rate of 1e-3 and b2 of
 0.999 the loss was unsteady, and 5,000 steps gave 84.5 %.
 """
 
