@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from data_pipelines.config import SourceConfig, check
+from data_pipelines.config import check
 from data_pipelines.records import Batch
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch, random_batch
 from vlmae.sharding import batch_shards, make_mesh, put_batch, state_shardings
 from vlmae.state import TrainState
 from vlmae.train import at_keep_rate, keep_rates, make_checked_mesh, make_init, make_step
@@ -57,7 +57,6 @@ def find_batch_size(config: ExperimentConfig, memory_gib: float = 0.0) -> int:
         fit the devices or the model.
     """
     check(jax.process_count() == 1, "--find-batch-size is for one process")
-    source = max(config.data.train, key=lambda source: source.num_frames)
     config = at_keep_rate(config, max(keep_rates(config)))
     mesh = make_mesh(config.mesh)
     step, least = batch_sizes(config, batch_shards(mesh))
@@ -66,7 +65,7 @@ def find_batch_size(config: ExperimentConfig, memory_gib: float = 0.0) -> int:
     init = sharded_init(config, mesh)
 
     def fits(batch_size: int) -> bool:
-        batch = abstract_batch(config, source, batch_size)
+        batch = abstract_batch(config, batch_size=batch_size)
         trial = try_batch(config, mesh, init, batch, limit_bytes)
         print(trial.describe(limit_bytes), flush=True)
         return trial.fits
@@ -118,7 +117,7 @@ def try_batch(
             if needed_bytes > limit_bytes:
                 return Trial(size, needed_bytes, fits=False)
             if "bytes_limit" in memory_stats(mesh):
-                arrays = put_batch(random_batch(batch), mesh)
+                arrays = put_batch(random_batch(batch, config.model.text.vocab_size), mesh)
                 jax.block_until_ready(program(init(config.seed), arrays))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -167,43 +166,3 @@ def memory_limit_bytes(mesh: jax.sharding.Mesh) -> int:
     available = [line for line in lines if line.startswith("MemAvailable:")]
     check(bool(available), "this machine does not say how much memory it has: give --memory-gib")
     return int(available[0].split()[1]) * 1024 // mesh.devices.size
-
-
-def abstract_batch(config: ExperimentConfig, source: SourceConfig, batch_size: int) -> Batch:
-    """Shapes of a training batch of a source, with all fields that the pipeline gives it."""
-    data = config.data
-    size, length = data.image_size, data.text_len
-    fields = {
-        "video": ((source.num_frames, size, size, 3), "uint8"),
-        "text_ids": ((length,), "int32"),
-        "text_mask": ((length,), "bool"),
-        "media_ids": ((), "int32"),
-        "valid": ((), "bool"),
-    }
-    if data.num_others:
-        shape = (data.num_others, length)
-        fields |= {"other_ids": (shape, "int32"), "other_mask": (shape, "bool")}
-    if config.model.num_classes:
-        fields["targets"] = ((config.model.num_classes,), "bool")
-    if data.answer_len:
-        shape = (data.answer_len,)
-        fields |= {"answer_ids": (shape, "int32"), "answer_mask": (shape, "bool")}
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-            for name, (shape, dtype) in fields.items()
-        }
-    )
-
-
-def random_batch(shapes: Batch) -> Batch:
-    """Noise for pixels, the first words of the vocabulary, and all rows valid and different."""
-    rng = np.random.default_rng(0)
-
-    def fill(x: jax.ShapeDtypeStruct) -> np.ndarray:
-        if x.dtype == bool:
-            return np.ones(x.shape, bool)
-        return rng.integers(0, 256 if x.dtype == np.uint8 else 2, x.shape, x.dtype)
-
-    media_ids = np.arange(len(shapes.valid), dtype=np.int32)
-    return jax.tree.map(fill, shapes)._replace(media_ids=media_ids)

@@ -1,6 +1,7 @@
 """Several processes that train one model: how they find each other, and which one writes."""
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -48,12 +49,11 @@ class Processes:
         Raises:
           RuntimeError: they did not come within five minutes.
         """
-        timeouts = {"shutdown_timeout_seconds": 60}
+        initialize = functools.partial(jax.distributed.initialize, shutdown_timeout_seconds=60)
         if self.coordinator:
-            own = (self.coordinator, self.num_processes, self.process_id)
-            jax.distributed.initialize(*own, **timeouts)
+            initialize(self.coordinator, self.num_processes, self.process_id)
         elif any(int(os.environ.get(name, 1)) > 1 for name in TASK_COUNTS):
-            jax.distributed.initialize(local_device_ids=gpus_of_task(os.environ), **timeouts)
+            initialize(local_device_ids=gpus_of_task(os.environ))
 
 
 def gpus_of_task(environ: Mapping[str, str]) -> list[int] | None:

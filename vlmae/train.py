@@ -16,6 +16,7 @@ from vlmae.analysis.operations import operations_per_clip
 from vlmae.checkpoint import Checkpoints
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch
 from vlmae.gradients import Gradients, make_gradients
 from vlmae.heartbeat import Heartbeat
 from vlmae.initial import initial_params
@@ -110,21 +111,9 @@ def make_steps(
 
 def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
     """A function from a seed to a new training state; nothing is computed before it is called."""
-    frames = max(source.num_frames for source in config.data.train)  # images skip some parts
-    size, length = config.data.image_size, config.data.text_len
-    batch = Batch(
-        video=jnp.zeros((2, frames, size, size, 3), "uint8"),
-        text_ids=jnp.zeros((2, length), "int32"),
-        text_mask=jnp.ones((2, length), bool),
-        media_ids=jnp.arange(2, dtype="int32"),
-        valid=jnp.ones(2, bool),
-        targets=jnp.zeros((2, config.model.num_classes), bool),
-        answer_ids=jnp.zeros((2, config.data.answer_len), "int32"),
-        answer_mask=jnp.ones((2, config.data.answer_len), bool),
-    )
     return functools.partial(
         init_state,
-        batch=batch,
+        batch=jax.tree.map(jnp.zeros_like, abstract_batch(config, batch_size=2)),
         model=build_model(config),
         tx=make_optimizer(config.optim, config.train.steps, config.model),
         objectives=config.objectives,

@@ -19,9 +19,10 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.cost import FULL, MASKED, Size, abstract_batch, base_config
+from experiments.benchmarks.cost import FULL, MASKED, Size, base_config
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
 from vlmae.workdir import environment

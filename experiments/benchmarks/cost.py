@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.records import Batch
 from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch, random_batch
 from vlmae.model_config import (
     MaskConfig,
     ModelConfig,
@@ -102,24 +101,6 @@ def base_config(size: Size, batch_size: int, dtype: str) -> ExperimentConfig:
     )
 
 
-def random_batch(config: ExperimentConfig) -> Batch:
-    """Noise of the right shapes; every row valid, every caption of full length."""
-    rng, data = np.random.default_rng(0), config.data
-    b, side, frames = data.batch_size, data.image_size, data.train[0].num_frames
-    return Batch(
-        video=rng.integers(0, 256, (b, frames, side, side, 3), dtype=np.uint8),
-        text_ids=rng.integers(1000, VOCAB_SIZE, (b, data.text_len), dtype=np.int32),
-        text_mask=np.ones((b, data.text_len), bool),
-        media_ids=np.arange(b, dtype=np.int32),
-        valid=np.ones(b, bool),
-    )
-
-
-def abstract_batch(config: ExperimentConfig) -> Batch:
-    """The shapes of `random_batch`, to compile for what need not fit into memory."""
-    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(config)))
-
-
 def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Program:
     """Compiles the training step of a config for a batch of arrays or of shapes."""
     init = jax.jit(make_init(config))
@@ -149,7 +130,7 @@ def measure(
     """One row of figures for each variant; ratios are those of the first variant to this one."""
     base = base_config(size, batch_size, dtype)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(base), mesh)
+    batch = put_batch(random_batch(abstract_batch(base), VOCAB_SIZE), mesh)
     programs = {}
     for name, changes in variants.items():
         programs[name] = compile_step(override(base, changes), mesh, batch)

@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cost import abstract_batch, base_config, compile_step
+from experiments.benchmarks.cost import base_config, compile_step
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import build_model

@@ -20,10 +20,11 @@ os.environ.setdefault("NPROC", "16")
 
 import jax
 
-from experiments.benchmarks.cost import Size, abstract_batch, base_config, compile_step
+from experiments.benchmarks.cost import Size, base_config, compile_step
 from vlmae.analysis.collectives import KINDS, collective_bytes
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch
 from vlmae.sharding import make_mesh
 from vlmae.workdir import environment
 

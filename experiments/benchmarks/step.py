@@ -26,17 +26,18 @@ from data_pipelines.records import Batch
 from experiments.benchmarks.cost import (
     FULL,
     MASKED,
+    VOCAB_SIZE,
     Program,
     Size,
     base_config,
     compile_step,
-    random_batch,
     time_step,
 )
 from experiments.benchmarks.peer import Peer, TorchBatch
 from vlmae import choices
 from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch, random_batch
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.objectives import compute_losses, draw_options, extract, hard_negatives, keys_of
 from vlmae.sharding import make_mesh, put_batch
@@ -173,7 +174,7 @@ def seconds(run: Callable[[], None]) -> float:
 def measure(config: ExperimentConfig, rounds: int, compile_peer: bool) -> dict[str, Any]:
     """Seconds of every step, after a check that both sides compute the same."""
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(config), mesh)
+    batch = put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
     params = jax.jit(make_init(config))(0).params
     ours, theirs = losses_of(config, params, batch)
     check_losses(ours, theirs)

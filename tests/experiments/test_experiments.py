@@ -10,7 +10,7 @@ import pytest
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
-from vlmae.find_batch_size import abstract_batch
+from vlmae.example_batch import abstract_batch
 from vlmae.objectives import OBJECTIVES
 from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
@@ -44,7 +44,7 @@ def test_experiment(file):
     state = jax.eval_shape(make_init(config), 0)
     step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
     for source in config.data.train:
-        batch = abstract_batch(config, source, config.data.batch_size)
+        batch = abstract_batch(config, source)
         after, metrics = jax.eval_shape(step, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from experiments.benchmarks import step
-from experiments.benchmarks.cost import random_batch
+from experiments.benchmarks.cost import VOCAB_SIZE
 from experiments.benchmarks.peer import Peer
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch, random_batch
 from vlmae.models.video_language import build_model
 from vlmae.objectives import compute_losses
 from vlmae.train import make_init
@@ -48,7 +49,7 @@ DENSE = pytest.param("dense", marks=pytest.mark.slow)  # but for its ratio like 
 @pytest.mark.parametrize("name", [DENSE, *list(step.VARIANTS)[1:]])
 def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
     config = tiny(name)
-    batch = random_batch(config)
+    batch = random_batch(abstract_batch(config), VOCAB_SIZE)
     batch = batch._replace(text_mask=np.arange(32) < np.array([[32], [9], [20], [3]]))
     batch = jax.tree.map(jnp.asarray, batch)
     params = jax.jit(make_init(config))(0).params

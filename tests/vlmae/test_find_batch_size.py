@@ -8,7 +8,8 @@ from vlmae import find_batch_size as finding
 from vlmae.cli import resolve
 from vlmae.config import ExperimentConfig, MeshConfig
 from vlmae.config_tree import override
-from vlmae.find_batch_size import GIB, abstract_batch, batch_sizes, largest_that_fits, try_batch
+from vlmae.example_batch import abstract_batch
+from vlmae.find_batch_size import GIB, batch_sizes, largest_that_fits, try_batch
 from vlmae.sharding import make_mesh
 
 ONLY_VTC = {"objectives.vtm": 0.0, "objectives.mlm": 0.0, "objectives.mvm": 0.0}
@@ -46,7 +47,7 @@ def tiny_vtc(config: ExperimentConfig) -> ExperimentConfig:
 def try_tiny(config: ExperimentConfig, size: int, limit_bytes: int) -> finding.Trial:
     """Tries a batch size of the tiny experiment on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    batch = abstract_batch(config, config.data.train[0], size)
+    batch = abstract_batch(config, batch_size=size)
     return try_batch(config, mesh, finding.sharded_init(config, mesh), batch, limit_bytes)
 
 

@@ -7,10 +7,11 @@ import pytest
 from helpers import SMALL, init_params
 from traced_products import traced_operations
 
-from data_pipelines.records import Batch
+from data_pipelines.config import SourceConfig
 from vlmae.analysis.operations import operations_per_clip, show, step_operations
 from vlmae.config import ExperimentConfig, save_config
 from vlmae.config_tree import override
+from vlmae.example_batch import abstract_batch
 from vlmae.gradients import make_gradients
 from vlmae.model_config import VitLayout
 from vlmae.models.video_language import build_model
@@ -46,25 +47,9 @@ def part(prefix: str, **fields) -> dict:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
 
-def abstract_batch(config: ExperimentConfig, frames: int) -> Batch:
-    """The shapes of a batch of the config."""
-    data, rows = config.data, config.data.batch_size
-    zeros = jax.ShapeDtypeStruct
-    text = zeros((rows, data.text_len), "int32"), zeros((rows, data.text_len), "bool")
-    return Batch(
-        zeros((rows, frames, data.image_size, data.image_size, 3), "uint8"),
-        *text,
-        media_ids=zeros((rows,), "int32"),
-        valid=zeros((rows,), "bool"),
-        targets=zeros((rows, config.model.num_classes), "bool"),
-        answer_ids=zeros((rows, data.answer_len), "int32"),
-        answer_mask=zeros((rows, data.answer_len), "bool"),
-    )
-
-
 def step_of(config: ExperimentConfig, frames: int) -> tuple:
     """The gradients of a config as a function, and the shapes that it takes."""
-    batch = abstract_batch(config, frames)
+    batch = abstract_batch(config, SourceConfig(num_frames=frames))
     init = functools.partial(init_params, build_model(config), objectives=config.objectives)
     params = jax.eval_shape(init, batch)
     model = build_model(config, deterministic=False)
