@@ -6,6 +6,8 @@ from typing import Literal
 
 from data_pipelines.config import check
 
+Remat = Literal["none", "selective", "full"]
+
 
 @dataclass(frozen=True)
 class MaskConfig:
@@ -323,8 +325,9 @@ class ModelConfig:
     """Type of activations; parameters, losses and softmax are always float32."""
     attention: Literal["xla", "cudnn"] = "xla"
     """Attention kernel; cudnn is the fused one and needs a GPU and bfloat16."""
-    remat: bool = False
-    """Recompute the activations of every block in the backward pass, to save memory."""
+    remat: Remat = "none"
+    """What the backward pass computes again in place of keeping it: none; selective: of every block
+    all but the results of its dense layers (attention, norms, activations); full: every block."""
 
     def __post_init__(self):
         for name in ("video", "text", "pixel_decoder"):

@@ -101,7 +101,7 @@ def step_memory(shape: Shape, batch_size: int) -> int:
             "data.train.0.num_frames": shape.frames,
             "model.video.mask.ratio": 0.0,
             "model.video.frames_per_chunk": 4,
-            "model.remat": True,
+            "model.remat": "full",
             "objectives.mvm": 0.0,
             "objectives.mcm": 1.0,
             "objectives.mcm_len": 512,

@@ -24,7 +24,7 @@ from multiway_oracle import (
 )
 from oracles import attend, dense, feed_forward, layer_norm, random
 
-from vlmae.model_config import FusionConfig, SamplerConfig
+from vlmae.model_config import FusionConfig, Remat, SamplerConfig
 from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
 from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.text_encoder import TextFeatures
@@ -53,7 +53,7 @@ def frame_tokens(video: VideoFeatures, p: dict) -> np.ndarray:
     return dense(join(*frames), p["video_embed"]) if "video_embed" in p else join(*frames)
 
 
-def multiway(remat: bool = False, deterministic: bool = True, **sampler) -> MultiWayFusion:
+def multiway(remat: Remat = "none", deterministic: bool = True, **sampler) -> MultiWayFusion:
     config = FusionConfig("multiway", DEPTH, SamplerConfig(5, LATENTS, **sampler))
     return MultiWayFusion(config, TEXT, deterministic, remat)
 
@@ -144,8 +144,9 @@ def test_shared_attention_is_one_leaf_that_gets_the_gradients_of_all_ways(params
     assert_close((loss, apart), expected, scale=100)
 
 
-def test_remat_changes_neither_loss_nor_gradient(params, expected):
-    run = loss_and_gradient(multiway(remat=True))
+@pytest.mark.parametrize("remat", ["selective", "full"])
+def test_remat_changes_neither_loss_nor_gradient(remat, params, expected):
+    run = loss_and_gradient(multiway(remat=remat))
     assert_close(run(params), expected, scale=100)
     assert str(jax.make_jaxpr(run)(params)).count("prevent_cse") >= len(WAYS) * DEPTH
 

@@ -191,9 +191,10 @@ def test_contrastive_logits_are_mean_frame_similarities_over_the_temperature(par
     np.testing.assert_allclose(loss.metrics["vtc/accuracy"], accuracy, rtol=1e-6)
 
 
-def test_recomputation_gives_the_same_gradients(params, gradients):
+@pytest.mark.parametrize("remat", ["selective", "full"])
+def test_recomputation_gives_the_same_gradients(remat, params, gradients):
     step = partial(
-        loss_gradients, model=small_model(remat=True), objectives=SMALL.objectives, shards=1
+        loss_gradients, model=small_model(remat=remat), objectives=SMALL.objectives, shards=1
     )
     batch = random_batch()
     actual, expected = jax.jit(step)(params, batch, KEY), gradients(batch)

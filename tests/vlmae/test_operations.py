@@ -86,7 +86,7 @@ def adapted(kind: str, text: int = 2, **more) -> dict:
     return {"model.video.depth": 2, "model.text.depth": 2, **video, **words, **more}
 
 
-REMAT = {"model.remat": True}
+REMAT, SELECTIVE = {"model.remat": "full"}, {"model.remat": "selective"}
 TUBE = {"model.video.mask.scheme": "tube"}
 MCM = {
     "objectives.mcm": 1.0,
@@ -102,6 +102,7 @@ VIDEOMAE = VitLayout(cls_token=False, frame_cls="mean", tubelet=2, joint=True)
 CASES = {
     "dense": {"model.video.mask.scheme": "none"},
     "smaug": {**only("vtc", "vtm", "mlm", "mvm"), **thinned(), **REMAT},
+    "smaug, selective": {**only("vtc", "vtm", "mlm", "mvm"), **thinned(), **SELECTIVE},
     "thinned": {**thinned(), **part("model.video", depth=3)},
     "thinned, by all, dropped": {**thinned("drop", "mean_attention"), **REMAT},
     "temporal, thinned by noise": {**thinned(score="random"), **TUBE, "model.video.time_depth": 1},
@@ -139,6 +140,8 @@ CASES = {
     "side adapters": adapted("side", **{"model.video.frames_per_chunk": 1}),
     "side adapters, fewer": adapted("side", 1, **REMAT, **{"model.video.time_depth": 1}),
     "inline adapters": adapted("inline", **REMAT),
+    "inline adapters, selective": adapted("inline", **SELECTIVE),
+    "multiway, selective": {**LABELS, **multiway(), **SELECTIVE},
     "inline adapters, thinned": adapted("inline", 1, **thinned()),
     "frozen, masked text for all": adapted(
         "none", 1, **only("vtc", "mlm"), **{"objectives.mask_text_for": "all"}, **REMAT

@@ -75,7 +75,7 @@ def video_encoder(model: ModelConfig, clip: Clip) -> Operations:
         total += thinning(model, i, entering, any(flags.values())).times(rows)
         total += adapter(video.adapter, i, after, video.width).times(rows)
     chunk = video.frames_per_chunk
-    return total.computed_again() if 0 < chunk < clip.times else total
+    return total.computed_again(total.forward) if 0 < chunk < clip.times else total
 
 
 def thinning(model: ModelConfig, i: int, tokens: int, flows: bool) -> Operations:
@@ -91,7 +91,7 @@ def thinning(model: ModelConfig, i: int, tokens: int, flows: bool) -> Operations
     weighs = score != "random"
     total = pairs(rows, tokens + 1, video.width, gradients=2 * (fuses and flows))
     total += pairs(fuses, tokens, video.width, gradients=(1 + weighs) * flows)
-    return total._replace(again=model.remat * flows * total.forward)
+    return total._replace(again=(model.remat != "none") * flows * total.forward)
 
 
 def temporal_blocks(model: ModelConfig, clip: Clip) -> Operations:

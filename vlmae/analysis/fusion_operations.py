@@ -60,14 +60,14 @@ def shared_by_texts(model: ModelConfig, clip: Clip) -> Operations:
         return Operations()
     if kind == "cross_attention":
         keys = dense(clip.read_times * clip.tokens, model.video.width, width).times(2 * depth)
-        return keys.computed_again() if model.remat else keys
+        return keys.computed_again((model.remat == "full") * keys.forward)
     tokens = clip.read_times * (clip.tokens + 1)
     total = Operations() if model.video.width == width else dense(tokens, model.video.width, width)
     if kind == "concat":
         return total
     sampler, keys = model.fusion.sampler, dense(tokens, width, width).times(2 * depth)
     started = pooling(sampler.pooling, sampler.video_latents, tokens, width)
-    return added(total, started, keys.computed_again() if model.remat else keys)
+    return added(total, started, keys.computed_again((model.remat == "full") * keys.forward))
 
 
 def multiway(model: ModelConfig, tokens: int, length: int) -> Operations:

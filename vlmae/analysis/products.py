@@ -7,6 +7,8 @@ is counted for one row of a batch; formulas are ours.
 
 from typing import NamedTuple
 
+from vlmae.model_config import Remat
+
 
 class Operations(NamedTuple):
     """What products cost. `+` adds them part by part, `times` repeats them."""
@@ -27,9 +29,9 @@ class Operations(NamedTuple):
         """The same `count` times."""
         return Operations(*(count * part for part in self))
 
-    def computed_again(self, spared: int = 0) -> "Operations":
-        """With another forward pass less `spared` operations, if there is any backward pass."""
-        return self._replace(again=self.again + bool(self.backward) * (self.forward - spared))
+    def computed_again(self, operations: int) -> "Operations":
+        """With so many operations once more for the backward pass, if there is any."""
+        return self._replace(again=self.again + bool(self.backward) * operations)
 
 
 def added(*parts: Operations) -> Operations:
@@ -79,7 +81,7 @@ class Layer(NamedTuple):
     width: int
     hidden: int  # of the feed-forward network
     pre_norm: bool  # a ViT's; else a BERT's
-    remat: bool = False  # activations are computed again in the backward pass
+    remat: Remat = "none"
 
 
 def feed_forward(
@@ -129,6 +131,14 @@ def block(
     if context is not None:
         total += attention(tokens, context.tokens, layer.width, context.width, learned=learned)
     total += feed_forward(layer, reached, learned=learned, upstream=flows)
-    # What pre-norm blocks add last is no activation that a gradient needs.
-    spared = dense(reached, layer.hidden, layer.width).forward if layer.pre_norm else 0
-    return total.computed_again(spared) if layer.remat else total
+    if layer.remat == "selective":
+        # Logits, and what the gradient of learned output projections needs: the weighted values.
+        again = pairs(tokens, tokens + source, layer.width).times(1 + learned)
+        if context is not None:
+            again += pairs(tokens, context.tokens, layer.width).times(1 + learned)
+        return total.computed_again(again.forward)
+    if layer.remat == "full":
+        # What pre-norm blocks add last is no activation that a gradient needs.
+        spared = dense(reached, layer.hidden, layer.width).forward if layer.pre_norm else 0
+        return total.computed_again(total.forward - spared)
+    return total

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vlmae.model_config import TextEncoderConfig
+from vlmae.model_config import Remat, TextEncoderConfig
 from vlmae.models.embeddings import BertEmbeddings
 from vlmae.models.heads import WordTransform
 from vlmae.models.layers import Source
@@ -25,7 +25,7 @@ class AnswerDecoder(nn.Module):
     text: TextEncoderConfig
     depth: int
     deterministic: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
 
     @nn.compact

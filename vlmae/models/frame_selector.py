@@ -79,7 +79,7 @@ class FrameSelector(nn.Module):
                 self.config.num_heads,
                 4 * width,
                 f"block_{i}",
-                remat=False,
+                remat="none",
                 dtype=self.dtype,
                 attention="xla",
             )(x)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlmae.model_config import FusionConfig, TextEncoderConfig
+from vlmae.model_config import FusionConfig, Remat, TextEncoderConfig
 from vlmae.models.layers import Block, Source, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
@@ -23,7 +23,7 @@ class BertFusion(nn.Module):
     config: FusionConfig
     text: TextEncoderConfig
     deterministic: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
 

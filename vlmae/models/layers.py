@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from vlmae.model_config import Remat
 from vlmae.sharding import keep_rows
 
 # BERT's kernels at its width of 768; narrower inputs get larger weights. With 0.02 everywhere a
@@ -246,9 +247,13 @@ class Block(nn.Module):
         return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)
 
 
-def block_class(remat: bool, kind: type[Block] = Block) -> type[Block]:
-    """The class, or one whose activations are computed again in the backward pass."""
-    return nn.remat(kind) if remat else kind
+def remat_class(kind: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """The class of a block, or one whose activations the backward pass computes again."""
+    if remat == "none":
+        return kind
+    # Products of activations with parameters have no batch dimension, those of attention have.
+    dense_layers = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return nn.remat(kind, policy=dense_layers if remat == "selective" else None)
 
 
 def vit_norm(name: str, dtype: str) -> nn.LayerNorm:
@@ -257,10 +262,10 @@ def vit_norm(name: str, dtype: str) -> nn.LayerNorm:
 
 
 def vit_block(
-    num_heads: int, mlp_dim: int, name: str, *, remat: bool, dtype: str, attention: str
+    num_heads: int, mlp_dim: int, name: str, *, remat: Remat, dtype: str, attention: str
 ) -> Block:
     """A ViT layer (pre-norm, eps of MAE), for every part of the model that is no BERT."""
-    return block_class(remat)(**vit_options(num_heads, mlp_dim, dtype, attention), name=name)
+    return remat_class(Block, remat)(**vit_options(num_heads, mlp_dim, dtype, attention), name=name)
 
 
 def vit_options(num_heads: int, mlp_dim: int, dtype: str, attention: str) -> dict:

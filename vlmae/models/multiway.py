@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from einops import repeat
 from jaxtyping import Array, Float, Int
 
-from vlmae.model_config import FusionConfig, SamplerConfig, TextEncoderConfig
+from vlmae.model_config import FusionConfig, Remat, SamplerConfig, TextEncoderConfig
 from vlmae.models.layers import (
     BERT_INIT,
     TOKEN_INIT,
     Attention,
     Mlp,
     Source,
+    remat_class,
     to_width,
     vit_norm,
 )
@@ -190,7 +191,7 @@ class MultiWayFusion(nn.Module):
     config: FusionConfig
     text: TextEncoderConfig
     deterministic: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
 
@@ -217,7 +218,7 @@ class MultiWayFusion(nn.Module):
         ]
 
     def _layers(self, attentions: Sequence[Attention]) -> list[WayLayer]:
-        layer = nn.remat(WayLayer) if self.remat else WayLayer
+        layer = remat_class(WayLayer, self.remat)
         sizes = (self.text.mlp_dim, self.text.dropout, self.deterministic, self.dtype)
         return [layer(attention, *sizes) for attention in attentions]
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlmae.masking import num_keep
-from vlmae.model_config import PixelDecoderConfig
+from vlmae.model_config import PixelDecoderConfig, Remat
 from vlmae.models.embeddings import sincos_positions
 from vlmae.models.layers import TOKEN_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
 from vlmae.models.video_encoder import VideoFeatures
@@ -37,7 +37,7 @@ class PixelDecoder(nn.Module):
     grid: tuple[int, int]
     patch_pixels: int
     deterministic: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
 

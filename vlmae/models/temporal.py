@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from vlmae.model_config import VideoEncoderConfig
+from vlmae.model_config import Remat, VideoEncoderConfig
 from vlmae.models.layers import vit_block
 
 
@@ -23,7 +23,7 @@ class Temporal(nn.Module):
     """
 
     config: VideoEncoderConfig
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
 
     @nn.compact

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlmae.model_config import TextEncoderConfig
+from vlmae.model_config import Remat, TextEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import BertEmbeddings
-from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, block_class
+from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, remat_class
 
 
 class TextFeatures(NamedTuple):
@@ -40,12 +40,12 @@ def bert_block(
     name: str,
     *,
     deterministic: bool = True,
-    remat: bool = False,
+    remat: Remat = "none",
     dtype: str = "float32",
     attention: str = "xla",
 ) -> Block:
     """A BERT layer, for the text encoder and the fusion alike."""
-    return block_class(remat)(
+    return remat_class(Block, remat)(
         config.num_heads,
         config.mlp_dim,
         pre_norm=False,
@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
 
     config: TextEncoderConfig
     deterministic: bool = True
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
 

@@ -12,10 +12,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from vlmae.masking import PatchMask
-from vlmae.model_config import VideoEncoderConfig
+from vlmae.model_config import Remat, VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_clip_positions, sincos_positions
-from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, block_class, vit_options
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, remat_class, vit_options
 from vlmae.models.relative_bias import RelativeBias
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
@@ -59,7 +59,7 @@ class VideoEncoder(nn.Module):
     config: VideoEncoderConfig
     grid: tuple[int, int]
     keep_rate: float = 1.0
-    remat: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
 
@@ -182,9 +182,9 @@ class VideoEncoder(nn.Module):
             "name": f"block_{i}",
         }
         if not thins:
-            return block_class(self.remat)(**options)
+            return remat_class(Block, self.remat)(**options)
         thinning = {"sparsify": config.sparsify, "keep_rate": self.keep_rate}
-        return block_class(self.remat, ThinningBlock)(**options, **thinning)
+        return remat_class(ThinningBlock, self.remat)(**options, **thinning)
 
     def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "#t n d"]]:
         """What is added to a frame's leading tokens, and to its patches at one time or each."""
