@@ -9,9 +9,6 @@ through the model; no cache spares it.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarks.cost import FULL, MASKED, Size, base_config
+from experiments.benchmarks.own_process import cache_in, in_own_process
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
@@ -47,23 +45,6 @@ def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str,
     times.append(time.perf_counter())
     names = ("state", "trace", "compile")
     return {name: times[i + 1] - times[i] for i, name in enumerate(names)}
-
-
-def in_own_process(cache: str, *arguments: object) -> dict[str, float]:
-    """What `measure` returns in a new process with this cache.
-
-    Raises:
-      CalledProcessError: it failed; what it said is on stderr.
-    """
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    code = "import json; from experiments.benchmarks.compile import measure; "
-    code += f"print(json.dumps(measure{arguments!r}))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def format_table(rows: list[dict]) -> str:
@@ -101,10 +82,12 @@ def main(
     rows = []
     for size in sizes:
         for variant in variants:
-            with tempfile.TemporaryDirectory() as cache:
-                arguments = (cache, size, variant, frames, batch_size)
-                secs = {name: in_own_process(*arguments) for name in ("cold", "cached")}
-            rows.append({"size": size, "variant": variant, **secs})
+            arguments = (size, variant, frames, batch_size)
+            with tempfile.TemporaryDirectory() as folder:
+                cold, cached = (
+                    in_own_process(measure, *arguments, env=cache_in(folder)) for _ in range(2)
+                )
+            rows.append({"size": size, "variant": variant, "cold": cold, "cached": cached})
             print(rows[-1], flush=True)
     out_dir.mkdir(parents=True, exist_ok=True)
     report = {"environment": environment(), "frames": frames, "rows": rows}

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.benchmarks import compile as benchmark
+from experiments.benchmarks.own_process import cache_in, in_own_process
 
 
 def test_table():
@@ -18,6 +19,6 @@ def test_table():
 
 @pytest.mark.slow
 def test_cache_spares_compiling(tmp_path):
-    arguments = (str(tmp_path), "S", "masked", 1, 2)
-    cold, cached = (benchmark.in_own_process(*arguments) for _ in range(2))
+    env = cache_in(str(tmp_path))
+    cold, cached = (in_own_process(benchmark.measure, "S", "masked", 1, 2, env=env) for _ in "ab")
     assert cached["compile"] < cold["compile"] / 2

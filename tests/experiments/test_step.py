@@ -1,13 +1,19 @@
 """The peer of the step benchmark is the same model: equal losses and gradients, part by part."""
 
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-from experiments.benchmarks import step
+from experiments.benchmarks import memory, sides, step
 from experiments.benchmarks.cost import VOCAB_SIZE
+from experiments.benchmarks.own_process import (
+    in_own_process,
+    peak_resident_bytes,
+    resident_bytes,
+)
 from experiments.benchmarks.peer import Peer
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
@@ -34,7 +40,7 @@ TINY = {
 
 
 def tiny(name: str) -> ExperimentConfig:
-    return override(step.variant_config("S", 2, name, batch_size=4), TINY)
+    return override(sides.variant_config("S", 2, name, batch_size=4), TINY)
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def without_noise(monkeypatch):
 DENSE = pytest.param("dense", marks=pytest.mark.slow)  # but for its ratio like the masked one
 
 
-@pytest.mark.parametrize("name", [DENSE, *list(step.VARIANTS)[1:]])
+@pytest.mark.parametrize("name", [DENSE, *list(sides.VARIANTS)[1:]])
 def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
     config = tiny(name)
     batch = random_batch(abstract_batch(config), VOCAB_SIZE)
@@ -59,7 +65,7 @@ def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
 
     def run(params):
         variables = {"params": params}
-        drawn = model.apply(variables, batch, key, config.objectives, method=step.draw, rngs=RNGS)
+        drawn = model.apply(variables, batch, key, config.objectives, method=sides.draw, rngs=RNGS)
         value = model.apply(
             variables, batch, key, config.objectives, method=compute_losses, rngs=RNGS
         ).value
@@ -67,7 +73,7 @@ def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
 
     (ours, drawn), gradients = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
     peer = Peer(config, jax.device_get(params))
-    theirs = peer(step.to_torch_batch(batch, drawn | {"paint_noise": noise}))
+    theirs = peer(sides.to_torch_batch(batch, drawn | {"paint_noise": noise}))
     theirs.backward()
     np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
 
@@ -98,16 +104,42 @@ def test_benchmark_refuses_another_model():
 
 def test_ratios_compare_steps_of_one_round_with_the_faster_peer():
     secs = {"ours": [1.0, 2.0, 4.0], "eager": [9.0, 9.0, 9.0], "compiled": [2.0, 2.0, 4.0]}
-    row = step.row("dense", "S", 4, 8, {"secs": secs})
+    measured = {"secs": secs, "peer": step.faster(secs), "gib": {"ours": 1.5, "peer": 2.0}}
+    row = step.row("dense", "S", 4, 8, measured)
     assert (row["peer"], row["ratio"], row["ratio_range"]) == ("compiled", 1.0, [1.0, 2.0])
     assert (row["clips_per_sec"], row["peer_clips_per_sec"]) == (4.0, 4.0)
-    assert "| S/16 | 4 | dense | 4.00 | 4.00 (compiled) | 1.00 (1.00-2.00) |" in (
-        step.format_table([row])
-    )
+    line = "| S/16 | 4 | dense | 2.00 | 4.00 | 4.00 (compiled) | 1.00 (1.00-2.00) | 1.50 | 2.00 |"
+    assert step.format_table([row]).splitlines()[2:] == [line]
 
 
 @pytest.mark.slow
 def test_measures_a_step_of_both(tmp_path):
     measured = step.measure(tiny("SMAUG"), rounds=1, compile_peer=False)
     assert all(len(values) == 1 and values[0] > 0 for values in measured["secs"].values())
-    assert torch.get_num_threads() >= 1
+    assert measured["peer"] == "eager"
+
+
+@pytest.mark.slow
+def test_memory_of_both_sides():
+    """Tiny steps, in this process."""
+    given = ("S", 1, "SMAUG", 2)
+    ours = memory.measure_ours(*given, {})["bytes"]
+    theirs = memory.measure_peer(*given, compiled=False)["bytes"]
+    parameters = 16 * 44e6  # bytes of about so many, their gradients and two moments
+    assert 0.8 * parameters < ours < 5 * parameters
+    assert 0.8 * parameters < theirs < 5 * parameters
+
+
+def test_the_peak_of_a_process_is_seen():
+    def use_memory() -> None:
+        np.ones(64 * 2**20, np.uint8)
+
+    before = resident_bytes()
+    assert 60 < (peak_resident_bytes(use_memory) - before) / 2**20 < 80
+    assert (resident_bytes() - before) / 2**20 < 10
+
+
+def test_a_process_of_its_own():
+    assert in_own_process(round, 2.5, 0) == 2
+    with pytest.raises(subprocess.CalledProcessError):
+        in_own_process(round, "a")
