@@ -70,6 +70,11 @@ class ObjectivesConfig:
             "objectives.mask_text_for=all hides words, but objectives.mlm is 0",
         )
 
+    @property
+    def reads_caption(self) -> bool:
+        """Whether an objective reads the text, a caption or a question, with no word hidden."""
+        return self.mask_text_for == "mlm" and any((self.vtc, self.vtm, self.answer, self.label))
+
 
 @dataclass(frozen=True)
 class OptimConfig:

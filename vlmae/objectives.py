@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from data_pipelines.records import Batch
@@ -81,11 +81,15 @@ def extract(
     if not config.mlm:
         return Features(video, model.encode_text(batch.text_ids, batch.text_mask), None, None)
     words = hide_words(model, batch, word_key, config)
-    if config.mask_text_for == "all":
+    if not config.reads_caption:
         text = model.encode_text(words.ids, batch.text_mask)
         return Features(video, text, words, text)
-    text = model.encode_text(batch.text_ids, batch.text_mask)
-    return Features(video, text, words, model.encode_text(words.ids, batch.text_mask))
+    # One pass for both: half the program, and gradients of one use to sum over devices. The two
+    # texts of a row stay together, so that they stay on the row's device.
+    ids = rearrange([batch.text_ids, words.ids], "c b l -> (b c) l")
+    both = model.encode_text(ids, repeat(batch.text_mask, "b l -> (b c) l", c=2))
+    text, masked = map(TextFeatures, *(rearrange(x, "(b c) ... -> c b ...", c=2) for x in both))
+    return Features(video, text, words, masked)
 
 
 def embed(model: VideoLanguageModel, features: Features) -> Embeddings:

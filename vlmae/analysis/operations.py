@@ -85,9 +85,7 @@ def operations_per_clip(config: ExperimentConfig, num_frames: int) -> int:
 def encoded_texts(config: ExperimentConfig) -> list[Texts]:
     """The passes of the text encoder."""
     objectives, length = config.objectives, config.data.text_len
-    reads_caption = objectives.vtc or objectives.vtm or objectives.answer or objectives.label
-    shares = objectives.mask_text_for == "all"
-    captions = bool(objectives.mlm) + bool(reads_caption and not shares)
+    captions = bool(objectives.mlm) + objectives.reads_caption
     return [Texts(captions, length)] + ([option_texts(config)] if objectives.mcm else [])
 
 
@@ -136,7 +134,8 @@ def first_pass(config: ExperimentConfig, clip: Clip) -> Operations:
     encoded = added(
         video_encoder(config.model, clip),
         temporal_blocks(config.model, clip),
-        text_encoder(config.model, config.data.text_len),
+        # Together with the masked caption, so that dropout is the same.
+        text_encoder(config.model, config.data.text_len).times(encoded_texts(config)[0].count),
         projections(config, clip),
     )
     return Operations(again=encoded.forward)
