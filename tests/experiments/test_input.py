@@ -1,0 +1,85 @@
+"""The input benchmark: both sides see the same frames, and what was made ahead does not count."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.config import DataConfig, SourceConfig
+from data_pipelines.encode import encode_video
+from data_pipelines.rows import load_video
+from experiments.benchmarks import input as benchmark
+from experiments.benchmarks import loaders
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[bytes]:
+    """Clips of 30 frames at 10 a second, each of another gray that grows from frame to frame."""
+    gray = 2 * np.arange(30, dtype=np.uint8)[:, None, None, None] + np.zeros(
+        (1, 64, 80, 3), "uint8"
+    )
+    return [encode_video(gray + 40 * i, 10, gop=12, crf=1) for i in range(3)]
+
+
+def test_pyav_reads_the_frames_that_we_read(clips, tmp_path):
+    paths = benchmark.write_clips(clips, tmp_path)
+    for media, path in zip(clips, paths, strict=True):
+        for seed in range(5):
+            record = {"media": media, "media_type": b"video"}
+            ours = load_video(record, 4, np.random.default_rng(seed))
+            theirs = loaders.read_pyav(path, 4, np.random.default_rng(seed))
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_decord_reads_the_frames_that_we_read(clips, tmp_path):
+    pytest.importorskip("decord")
+    paths = benchmark.write_clips(clips, tmp_path)
+    record = {"media": clips[1], "media_type": b"video"}
+    ours = load_video(record, 4, np.random.default_rng(0))
+    theirs = loaders.read_decord(paths[1], 4, np.random.default_rng(0))
+    np.testing.assert_allclose(ours.mean(axis=(1, 2, 3)), theirs.mean(axis=(1, 2, 3)), atol=1)
+
+
+def test_our_batches_come_from_the_same_clips(clips, tmp_path):
+    paths = benchmark.write_clips(clips, tmp_path)
+    assert [path.read_bytes() for path in paths] == clips
+    config = DataConfig((SourceConfig(num_frames=2),), batch_size=3, image_size=32)
+    batches = benchmark.our_batches(tmp_path, config, None)
+    batch = next(batches)
+    batches.close()
+    assert batch.video.shape == (3, 2, 32, 32, 3)
+    grays = sorted(batch.video[:, 0].mean(axis=(1, 2, 3)) // 40)
+    assert grays == [0, 1, 2]
+
+
+def test_batches_made_ahead_are_not_timed(monkeypatch):
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    taken = []
+    batches = (taken.append(i) for i in range(9))
+    assert benchmark.time_batches(batches, skip=2, count=3) == 10
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_rates_and_ratios():
+    secs = {"decord": [4.0, 2.0, 8.0], "ours": [1.0, 1.0, 1.0]}
+    base, ours = benchmark.rows_of(secs, clips=16, cores=2)
+    assert base["clips_per_sec_and_core"] == 2 and base["ratio"] == 1
+    assert ours["clips_per_sec_and_core"] == 8
+    assert (ours["ratio"], ours["ratio_range"]) == (4.0, [2.0, 8.0])
+    assert benchmark.format_table([base, ours]).splitlines()[2:] == [
+        "| decord | 2.0 | 1.00 (1.00-1.00) |",
+        "| ours | 8.0 | 4.00 (2.00-8.00) |",
+    ]
+
+
+@pytest.mark.slow
+def test_measures_all_pipelines(clips, tmp_path, monkeypatch):
+    pytest.importorskip("decord")
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    benchmark.write_clips(clips, folder)
+    benchmark.main(2, 3, 3, 2, 1, workers=1, folder=folder, out_dir=tmp_path)
+    rows = json.loads((tmp_path / "input.json").read_text())["rows"]
+    assert len(rows) == 4 and all(row["clips_per_sec_and_core"] > 0 for row in rows)
