@@ -1,5 +1,6 @@
 """The last line of every experiment file: `main(get_config)`, with its sweeps if it has any."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.evaluate import evaluate, print_tables
 from vlmae.find_batch_size import find_batch_size
+from vlmae.find_num_workers import find_num_workers
 from vlmae.launch import LaunchConfig, LaunchedRun, launch, without_launch_flags
 from vlmae.processes import Processes, is_first, leaving_at_once
 from vlmae.result import write_result
@@ -68,6 +70,8 @@ class Command:
     """Only find the largest data.batch_size that the devices hold; touches no work directory."""
     memory_gib: float = 0.0
     """Memory of each device for --find-batch-size; 0: what the device or the machine says."""
+    find_num_workers: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Only find the data.num_workers that make batches as fast as they are trained on."""
     profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write a trace of a few training steps to `profile` in the work directory, for xprof."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
@@ -112,8 +116,8 @@ def run(command: Command, sweeps: Sequence[Sweep]) -> None:
         command.find_batch_size or not command.memory_gib,
         "--memory-gib is only for --find-batch-size",
     )
-    if command.find_batch_size:
-        run_find_batch_size(command)
+    if command.find_batch_size or command.find_num_workers:
+        run_find(command)
     elif command.sweep:
         run_sweep(command, sweeps)
     elif command.list_runs or command.index is not None:
@@ -135,13 +139,15 @@ def run_single(command: Command) -> None:
         run_experiment(command.config, command.root, command.profile)
 
 
-def run_find_batch_size(command: Command) -> None:
-    """Finds the largest batch, in this process.
+def run_find(command: Command) -> None:
+    """Finds the largest batch, or the number of workers, in this process.
 
     Raises:
-      ValueError: there are flags of something else; see also `find_batch_size`.
+      ValueError: there are flags of something else; see also what finds it.
     """
+    flag = "--find-batch-size" if command.find_batch_size else "--find-num-workers"
     others = {
+        "--find-num-workers": command.find_batch_size and command.find_num_workers,
         "--sweep": command.sweep,
         "--list": command.list_runs,
         "--index": command.index is not None,
@@ -149,10 +155,16 @@ def run_find_batch_size(command: Command) -> None:
         "--profile": command.profile,
     }
     given = ", ".join(flag for flag, value in others.items() if value)
-    check(not given, f"--find-batch-size tries one config, in this process: not with {given}")
+    check(not given, f"{flag} tries one config, in this process: not with {given}")
     check(command.memory_gib >= 0, f"--memory-gib must not be negative: {command.memory_gib}")
     command.processes.connect()
-    find_batch_size(resolve(command.config)[0], command.memory_gib)
+    config, _, classes = resolve(command.config)
+    if command.find_batch_size:
+        find_batch_size(config, command.memory_gib)
+        return
+    one_worker = dataclasses.replace(config.data, num_workers=1)
+    with train_batches(one_worker, 0, seed=config.seed, classes=classes) as batches:
+        find_num_workers(config, batches)
 
 
 def own_command() -> list[str]:
