@@ -12,9 +12,9 @@ Choose settings on held-out training images, not on the test split:
     python experiments/easy_vqa.py --data.train.0.split "train[:95%]" \\
         --data.eval.split "train[95%:]" --workdir runs/easy_vqa_val
 
-Result: not yet run to its end. On held-out training images, after 6,000 of the 12,000 steps: 97.2 %
-(colors 100, shapes 88.9, yes or no 98.2). With a learning rate of 1e-3 and b2 of
-0.999 the loss was unsteady, and 5,000 steps gave 84.5 %.
+Result: 98.5 % of the test questions (colors 99.8, shapes 94.7, yes or no 99.0), one seed. Chosen on
+held-out training images: with a learning rate of 1e-3 and b2 of 0.999 the loss was unsteady, and
+5,000 steps gave 84.5 %; with 6e-4 and 0.98, 6,000 steps gave 97.2 %.
 """
 
 from data_pipelines.config import DataConfig, SourceConfig

@@ -180,6 +180,9 @@ class VideoEncoderConfig:
     memory does not grow with the activations of all frames; 0 encodes all at once."""
     time_frames: int = 0
     """Length of the temporal embeddings, interpolated for clips of another length; 0 has none."""
+    time_init: Literal["zeros", "sincos"] = "zeros"
+    """What the temporal embeddings start from. zeros leaves weights trained on images as they are,
+    but from scratch a model may not find out about the order of time for long."""
     time_depth: int = 0
     """Blocks of attention over the frames at the same place, after the spatial ones; 0 has none."""
 

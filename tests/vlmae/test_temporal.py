@@ -61,6 +61,16 @@ def test_temporal_embeddings_change_nothing_at_the_start_and_show_the_order_late
     assert np.abs(backward.frame_cls[:, ::-1] - forward.frame_cls).max() > 0.1
 
 
+def test_temporal_embeddings_may_start_from_sines_and_cosines():
+    module = Temporal(with_time(time_frames=3, time_init="sincos"))
+    tokens, places = jnp.zeros((1, 3, 2, 16)), jnp.zeros((1, 3, 2), jnp.int32)
+    moved, variables = module.init_with_output(KEY, tokens, places, True)
+    angles = np.arange(3)[:, None] / 10000 ** (np.arange(8) / 8)
+    expected = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(3, 16)
+    np.testing.assert_allclose(variables["params"]["embedding"], expected, atol=1e-6)
+    np.testing.assert_allclose(moved[0, :, 0], expected, atol=1e-6)
+
+
 def test_the_temporal_table_is_interpolated():
     table, resize = random(4, 3), jax.jit(at_length, static_argnums=1)
     np.testing.assert_array_equal(resize(table, 4), table)

@@ -4,21 +4,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vlmae.model_config import Remat, VideoEncoderConfig
+from vlmae.models.embeddings import sincos_clip_positions
 from vlmae.models.layers import vit_block
 
 
 class Temporal(nn.Module):
-    """What lets a frame know the others: zero-initialized embeddings, then blocks over time.
+    """What lets a frame know the others: embeddings of time, then blocks over time.
 
-    The base system's temporal variant does this after a spatial encoder (Singularity-temporal).
+    The base system's temporal variant does this after a spatial encoder, with embeddings that start
+    from zero (Singularity-temporal); from sines and cosines is ours.
     Under a mask the tokens of two frames stand at different places; each token then looks at those
     of its own place, and [CLS] at the other frames' [CLS] (ours).
 
     Attributes:
-      config: `time_frames` and `time_depth`; heads and feed-forward network are the encoder's.
+      config: all of `time_*`; heads and feed-forward network are the encoder's.
       remat, dtype: see `ModelConfig`.
     """
 
@@ -37,7 +39,7 @@ class Temporal(nn.Module):
         t = tokens.shape[1]
         if self.config.time_frames:
             shape = (self.config.time_frames, tokens.shape[-1])
-            table = self.param("embedding", nn.initializers.zeros, shape)
+            table = self.param("embedding", self._initial_times, shape)
             tokens = tokens + at_length(table, t).astype(self.dtype)[:, None]
         for i in range(self.config.time_depth):
             block = vit_block(
@@ -57,6 +59,11 @@ class Temporal(nn.Module):
                 x = block(rearrange(tokens, "b t q d -> b (t q) d"), mask=mask)
                 tokens = rearrange(x, "b (t q) d -> b t q d", t=t)
         return tokens
+
+    def _initial_times(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n d"]:
+        if self.config.time_init == "zeros":
+            return jnp.zeros(shape)
+        return jnp.asarray(sincos_clip_positions(*shape))
 
 
 def at_length(table: Float[Array, "n d"], length: int) -> Float[Array, "t d"]:
