@@ -168,18 +168,18 @@ def test_twenty_interruptions(make_run):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_others(make_run, victim, number):
     """Killed, or only hung: the other one says so and leaves, within the configured time."""
-    run = make_run("run", **{"train.steps": 5000, "train.max_idle_secs": 40})
+    run = make_run("run", **{"train.steps": 5000, "train.max_idle_secs": 60})
     with run.started(processes=2) as running:
         wait_until(lambda: run.step() >= 3, running)
         running[victim].send_signal(number)
         start = time.monotonic()
         other = end_of(running[1 - victim], timeout_secs=120)
         secs = time.monotonic() - start
-    assert other.code != 0 and secs < 90, (secs, other)
+    assert other.code != 0 and secs < 100, (secs, other)
     if number == signal.SIGSTOP and victim == 1:  # without process 0, JAX may end the others first
         assert other.code == HUNG and f"no sign of life from process {victim}" in other.err
         assert "training, step" in other.err and "Thread 0x" in other.err
-        assert "no progress for train.max_idle_secs=40" in last_error(run.workdir)
+        assert "no progress for train.max_idle_secs=60" in last_error(run.workdir)
     else:
         assert other.err.strip()
 
