@@ -9,7 +9,9 @@ Two blocks of attention over time. `sweep_control`: as it is; trained and asked 
 the ceiling without time. `--backwards` plays the test clips in reverse, after which "first" and "in
 the end" have changed places and the answers must be wrong.
 
-Result: not yet run.
+Result: not yet what it should be. As it stands, colors and sizes are learned and directions are at
+chance after 1,000 steps. With tubelets of two frames and attention over the whole clip, both
+directions of a test clip are known after 2,000 steps, but not which of them comes first.
 """
 
 from collections.abc import Iterator
