@@ -8,7 +8,6 @@ Every figure is of a process of its own: first with an empty cache, then with wh
 through the model; no cache spares it.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -16,14 +15,12 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.cost import FULL, MASKED, Size, base_config
+from experiments.benchmarks.cost import FULL, MASKED, Size, base_config, one_device
 from experiments.benchmarks.own_process import cache_in, in_own_process
-from vlmae.config import MeshConfig
+from experiments.benchmarks.report import write_report
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
-from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
-from vlmae.workdir import environment
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": FULL}
 
@@ -33,7 +30,7 @@ def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str,
     dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     base = base_config(size, batch_size, dtype)
     config = override(base, VARIANTS[variant] | {"data.train.0.num_frames": frames})
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    mesh = one_device()
     times = [time.perf_counter()]
     init = jax.jit(make_init(config))
     init.lower(0).compile()
@@ -89,10 +86,7 @@ def main(
                 )
             rows.append({"size": size, "variant": variant, "cold": cold, "cached": cached})
             print(rows[-1], flush=True)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(), "frames": frames, "rows": rows}
-    (out_dir / "compile.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "compile.md").write_text(format_table(rows) + "\n")
+    write_report(out_dir, "compile", format_table(rows), frames=frames, rows=rows)
     print(format_table(rows))
 
 

@@ -8,7 +8,6 @@ step of every variant; a ratio compares two steps of the same round, and the med
 is reported. One variant's state is in memory at a time.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import jax
 
 from data_pipelines.config import DataConfig, SourceConfig
 from data_pipelines.records import Batch
+from experiments.benchmarks import report
 from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch, random_batch
@@ -101,6 +101,16 @@ def base_config(size: Size, batch_size: int, dtype: str) -> ExperimentConfig:
     )
 
 
+def one_device() -> jax.sharding.Mesh:
+    """A mesh of the first device alone."""
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+def noise_on(mesh: jax.sharding.Mesh, config: ExperimentConfig) -> Batch:
+    """A batch of noise for a step of a config, on the devices."""
+    return put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
+
+
 def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Program:
     """Compiles the training step of a config for a batch of arrays or of shapes."""
     init = jax.jit(make_init(config))
@@ -129,8 +139,8 @@ def measure(
 ) -> list[dict]:
     """One row of figures for each variant; ratios are those of the first variant to this one."""
     base = base_config(size, batch_size, dtype)
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(abstract_batch(base), VOCAB_SIZE), mesh)
+    mesh = one_device()
+    batch = noise_on(mesh, base)
     programs = {}
     for name, changes in variants.items():
         programs[name] = compile_step(override(base, changes), mesh, batch)
@@ -153,7 +163,7 @@ def row(
 ) -> dict:
     """The figures of one variant."""
     first, program = next(iter(programs)), programs[name]
-    ratios = [dense / own for dense, own in zip(times[first], times[name], strict=True)]
+    faster = report.compare(times[first], times[name])
     return {
         "size": size,
         "variant": name,
@@ -162,8 +172,8 @@ def row(
         "temporary_gib": program.temporary_bytes / 2**30,
         "memory_ratio": programs[first].temporary_bytes / program.temporary_bytes,
         "secs_per_clip": statistics.median(times[name]) / batch_size,
-        "time_ratio": statistics.median(ratios),
-        "time_ratio_range": [min(ratios), max(ratios)],
+        "time_ratio": faster["ratio"],
+        "time_ratio_range": faster["ratio_range"],
     }
 
 
@@ -205,10 +215,9 @@ def main(
     given = (VARIANTS[compare], batch_size, rounds, dtype)
     rows = [r for size in sizes for r in measure(size, *given)]
     settings = {"compare": compare, "batch_size": batch_size, "rounds": rounds, "dtype": dtype}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    report = {"settings": settings, "environment": environment(), "rows": rows}
-    (out_dir / f"cost_{compare}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / f"cost_{compare}.md").write_text(format_table(rows) + "\n")
+    report.write_report(
+        out_dir, f"cost_{compare}", format_table(rows), settings=settings, rows=rows
+    )
     print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
 
 

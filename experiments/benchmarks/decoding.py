@@ -11,7 +11,6 @@ in rounds; a ratio compares both forms in the same round, at the same times, and
 rounds is reported.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from data_pipelines.encode import encode_video
 from data_pipelines.reencode import Reencode
 from data_pipelines.reencode import reencode as encode_media
 from data_pipelines.rows import load_video
-from vlmae.workdir import environment
+from experiments.benchmarks.report import compare, write_report
 
 WIDTH, HEIGHT, FPS, SECS = 320, 240, 25, 10
 WEB_GOP, WEB_CRF = 250, 23  # what x264 does unless told otherwise
@@ -104,13 +103,11 @@ def measure(forms: dict[str, list[bytes]], num_frames: int, rounds: int) -> list
 def row(name: str, num_clips: int, num_frames: int, times: dict[str, list[float]]) -> dict:
     """The figures of one form from the seconds of all forms, round by round."""
     first = next(iter(times))
-    ratios = [base / own for base, own in zip(times[first], times[name], strict=True)]
     return {
         "form": name,
         "num_frames": num_frames,
         "clips_per_sec": num_clips / statistics.median(times[name]),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        **compare(times[first], times[name]),
     }
 
 
@@ -175,10 +172,7 @@ def main(
     rows = [r for count in frames for r in measure(forms, count, rounds)]
     table = format_table(rows, kib)
     settings = {"clips": len(original), "rounds": rounds, "folder": folder and str(folder)}
-    report = {"settings": settings, "environment": environment(), "kib_per_clip": kib, "rows": rows}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "decoding.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "decoding.md").write_text(table + "\n")
+    write_report(out_dir, "decoding", table, settings=settings, kib_per_clip=kib, rows=rows)
     print(f"{settings}\n{table}")
 
 

@@ -11,7 +11,6 @@ the timed programs runs. How operations grow is fitted on clips and texts so lon
 """
 
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from experiments.benchmarks.cost import base_config, compile_step
+from experiments.benchmarks.cost import base_config, compile_step, one_device
+from experiments.benchmarks.report import write_report
 from vlmae.choices import SLOT
-from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import build_model
-from vlmae.sharding import make_mesh
 from vlmae.workdir import environment
 
 KINDS = ("multiway", "cross_attention", "concat")
@@ -108,7 +107,7 @@ def step_memory(shape: Shape, batch_size: int) -> int:
             "objectives.mcm_template_ids": TEMPLATE,
         },
     )
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    mesh = one_device()
     return compile_step(config, mesh, abstract_batch(config)).temporary_bytes
 
 
@@ -270,14 +269,11 @@ def main(
     grown = [growth(kind) for kind in KINDS]
     times = time_fusions(*timed, batch_size, rounds) if rounds else []
     settings = {"part": part, "batch_size": batch_size, "rounds": rounds, "timed": timed}
-    report = {"settings": settings, "environment": environment()}
-    report |= {"memory": memory, "growth": grown, "times": times}
-    tables = f"{format_memory(memory)}\n\n{format_growth(grown)}\n\n{format_times(times)}\n"
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / f"{part}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / f"{part}.md").write_text(tables)
+    tables = f"{format_memory(memory)}\n\n{format_growth(grown)}\n\n{format_times(times)}"
+    content = {"settings": settings, "memory": memory, "growth": grown, "times": times}
+    write_report(out_dir, part, tables, **content)
     plot_memory(memory, out_dir / f"{part}_memory.png")
-    print(f"{settings} on {', '.join(environment()['devices'])}\n{tables}")
+    print(f"{settings} on {', '.join(environment()['devices'])}\n{tables}\n")
 
 
 if __name__ == "__main__":

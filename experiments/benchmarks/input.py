@@ -26,7 +26,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.reencode import Reencode
 from experiments.benchmarks.decoding import OTHER_FORM, make_clip, read_folder
 from experiments.benchmarks.loaders import READ_AHEAD, READERS, torch_batches
-from vlmae.workdir import environment
+from experiments.benchmarks.report import compare, write_report
 
 
 def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
@@ -81,13 +81,11 @@ def rows_of(secs: dict[str, list[float]], clips: int, cores: int) -> list[dict]:
     """Clips a second and core, and how many times as many as the first pipeline's."""
     first, rows = next(iter(secs.values())), []
     for name, own in secs.items():
-        ratios = [base / x for base, x in zip(first, own, strict=True)]
         rows.append(
             {
                 "pipeline": name,
                 "clips_per_sec_and_core": clips / statistics.median(own) / cores,
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
+                **compare(first, own),
             }
         )
     return rows
@@ -148,10 +146,7 @@ def main(
     rows = rows_of(secs, batch_size * batches, cores)
     settings = {"frames": frames, "clips": len(media), "batch_size": batch_size, "cores": cores}
     settings |= {"workers": workers, "folder": folder and str(folder)}
-    report = {"settings": settings, "environment": environment(), "secs": secs, "rows": rows}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "input.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "input.md").write_text(format_table(rows) + "\n")
+    write_report(out_dir, "input", format_table(rows), settings=settings, secs=secs, rows=rows)
     print(f"{settings}\n{format_table(rows)}")
 
 

@@ -9,7 +9,6 @@ process is than before it made the model.
 """
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import jax
 import torch
 
 from data_pipelines.records import Batch
-from experiments.benchmarks.cost import VOCAB_SIZE, Size, compile_step
+from experiments.benchmarks.cost import Size, compile_step, noise_on, one_device
 from experiments.benchmarks.own_process import in_own_process, peak_resident_bytes, resident_bytes
 from experiments.benchmarks.peer import TorchBatch
+from experiments.benchmarks.report import write_report
 from experiments.benchmarks.sides import (
     ON_GPU,
     make_peer,
@@ -30,10 +30,7 @@ from experiments.benchmarks.sides import (
     seconds,
     variant_config,
 )
-from vlmae.config import MeshConfig
 from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch, random_batch
-from vlmae.sharding import make_mesh, put_batch
 from vlmae.train import make_init
 from vlmae.workdir import environment
 
@@ -55,17 +52,16 @@ def measure_ours(
 ) -> dict[str, float]:
     """Peak bytes and seconds of our step, in this process."""
     config = override(variant_config(size, frames, variant, batch_size), changes)
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
+    mesh = one_device()
+    batch = noise_on(mesh, config)
     before = resident_bytes()
     program = compile_step(config, mesh, batch)
     step = our_step(program)
     step(batch)
-    secs: list[float] = []
-    peak = peak_resident_bytes(lambda: secs.extend(repeat(step, batch))) - before
+    measured = measure_steps(step, batch, before)
     if ON_GPU:
-        peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    return {"bytes": peak, "secs": min(secs)}
+        measured["bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    return measured
 
 
 def measure_peer(
@@ -73,8 +69,8 @@ def measure_peer(
 ) -> dict[str, float]:
     """Peak bytes and seconds of the peer's step, in this process."""
     config = variant_config(size, frames, variant, batch_size)
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
+    mesh = one_device()
+    batch = noise_on(mesh, config)
     params = jax.jit(make_init(config))(0).params
     torch_batch = peer_batch(config, params, batch)
     params = jax.device_get(params)
@@ -82,16 +78,20 @@ def measure_peer(
     before = resident_bytes()
     step = peer_step(make_peer(config, params), config, compiled)
     step(torch_batch)
-    secs: list[float] = []
-    peak = peak_resident_bytes(lambda: secs.extend(repeat(step, torch_batch))) - before
+    measured = measure_steps(step, torch_batch, before)
     if ON_GPU:
-        peak = torch.cuda.max_memory_allocated()
-    return {"bytes": peak, "secs": min(secs)}
+        measured["bytes"] = torch.cuda.max_memory_allocated()
+    return measured
 
 
-def repeat(step: Callable, batch: Batch | TorchBatch) -> list[float]:
-    """Seconds of a few steps."""
-    return [seconds(functools.partial(step, batch)) for _ in range(STEPS)]
+def measure_steps(step: Callable, batch: Batch | TorchBatch, before: int) -> dict[str, float]:
+    """Seconds of the fastest of a few steps, and how far the process grows over `before` bytes."""
+    secs: list[float] = []
+
+    def run() -> None:
+        secs.extend(seconds(functools.partial(step, batch)) for _ in range(STEPS))
+
+    return {"bytes": peak_resident_bytes(run) - before, "secs": min(secs)}
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
@@ -131,10 +131,7 @@ def main(
         rows[name] = in_own_process(measure_peer, *given, compiled)
         print(name, rows[name], flush=True)
     settings = {"size": size, "frames": frames, "variant": variant, "batch_size": batch_size}
-    report = {"settings": settings, "environment": environment(), "rows": rows}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "memory.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "memory.md").write_text(format_table(rows) + "\n")
+    write_report(out_dir, "memory", format_table(rows), settings=settings, rows=rows)
     print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
 
 

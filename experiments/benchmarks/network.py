@@ -9,7 +9,6 @@ run: the bytes are those of the results of the compiled step's collectives, on e
 compilers may choose other collectives than the CPU's, for which these are compiled.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,12 @@ os.environ.setdefault("NPROC", "16")
 import jax
 
 from experiments.benchmarks.cost import Size, base_config, compile_step
+from experiments.benchmarks.report import write_report
 from vlmae.analysis.collectives import KINDS, collective_bytes
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
 from vlmae.sharding import make_mesh
-from vlmae.workdir import environment
 
 Axis = Literal["data", "fsdp"]
 
@@ -84,10 +83,7 @@ def main(
             results.append(measure(size, axis, count, frames, rows))
             print(results[-1], flush=True)
     table = format_rows(results)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment(), "frames": frames, "rows": rows, "steps": results}
-    (out_dir / "network.json").write_text(json.dumps(report, indent=2) + "\n")
-    (out_dir / "network.md").write_text(table + "\n")
+    write_report(out_dir, "network", table, frames=frames, rows=rows, steps=results)
     print(table)
 
 

@@ -12,7 +12,6 @@ a GPU both compute in bfloat16, else in float32.
 
 import functools
 import itertools
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -23,9 +22,10 @@ import torch
 from jaxtyping import Array, PyTree
 
 from data_pipelines.records import Batch
-from experiments.benchmarks.cost import VOCAB_SIZE, Program, Size, compile_step
+from experiments.benchmarks.cost import Program, Size, compile_step, noise_on, one_device
 from experiments.benchmarks.memory import measure_ours, measure_peer
 from experiments.benchmarks.own_process import cache_in, in_own_process
+from experiments.benchmarks.report import compare, write_report
 from experiments.benchmarks.sides import (
     DTYPE,
     VARIANTS,
@@ -39,12 +39,10 @@ from experiments.benchmarks.sides import (
     to_torch_batch,
     variant_config,
 )
-from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch, random_batch
 from vlmae.models.video_language import build_model
 from vlmae.objectives import compute_losses
-from vlmae.sharding import make_mesh, put_batch
 from vlmae.train import make_init
 from vlmae.workdir import environment
 
@@ -83,8 +81,8 @@ def check_losses(ours: float, theirs: float) -> None:
 
 def measure(config: ExperimentConfig, rounds: int, compile_peer: bool) -> dict[str, Any]:
     """Seconds of every step, after a check that both sides compute the same."""
-    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    batch = put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
+    mesh = one_device()
+    batch = noise_on(mesh, config)
     params = jax.jit(make_init(config))(0).params
     ours, theirs = losses_of(config, params, batch)
     check_losses(ours, theirs)
@@ -128,7 +126,6 @@ def peaks(given: tuple[Size, int, str, int], peer: str, env: dict[str, str]) -> 
 def row(name: str, size: Size, frames: int, batch_size: int, measured: dict[str, Any]) -> dict:
     """The figures of one line; a ratio is the peer's seconds by ours in the same round."""
     secs, best = measured["secs"], measured["peer"]
-    ratios = [theirs / ours for theirs, ours in zip(secs[best], secs["ours"], strict=True)]
     return measured | {
         "size": size,
         "variant": name,
@@ -136,8 +133,7 @@ def row(name: str, size: Size, frames: int, batch_size: int, measured: dict[str,
         "batch_size": batch_size,
         "clips_per_sec": batch_size / statistics.median(secs["ours"]),
         "peer_clips_per_sec": batch_size / statistics.median(secs[best]),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        **compare(secs[best], secs["ours"]),
     }
 
 
@@ -186,7 +182,6 @@ def main(
     """
     settings = {"batch_size": batch_size, "rounds": rounds, "dtype": DTYPE}
     versions = {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
-    out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     for size, count, name in itertools.product(sizes, frames, variants):
         with tempfile.TemporaryDirectory() as folder:
@@ -197,9 +192,8 @@ def main(
             measured["gib"] = peaks(given, measured["peer"], cache_in(folder))
         rows.append(row(name, size, count, batch_size, measured))
         print(format_table(rows[-1:]).splitlines()[-1], flush=True)
-        report = {"settings": settings, "environment": environment() | versions, "rows": rows}
-        (out_dir / "step.json").write_text(json.dumps(report, indent=2) + "\n")
-        (out_dir / "step.md").write_text(format_table(rows) + "\n")
+        content = {"settings": settings, "environment": environment() | versions, "rows": rows}
+        write_report(out_dir, "step", format_table(rows), **content)
     print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
 
 
