@@ -10,8 +10,10 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw
 
@@ -67,6 +69,9 @@ class Combination:
 
 class Shapes(base.VideoTextBuilder):
     """Moving shapes; `frame_size` is the height and width of a frame in pixels."""
+
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "Each clip is asked how it moves, too."}
 
     def __init__(
         self,
@@ -139,13 +144,15 @@ def make_example(
 
 
 def make_questions(combination: Combination) -> list[Question]:
-    """Five questions; only those about directions need more than one frame."""
+    """Six questions; only the three about motion need more than one frame, and their order."""
+    first, second = combination.first, combination.second
     return [
         Question("what color is the shape?", combination.color, "color"),
         Question("which shape is it?", combination.shape, "shape"),
         Question("how big is the shape?", combination.size, "size"),
-        Question("where does it move first?", combination.first, "first_direction"),
-        Question("where does it move in the end?", combination.second, "second_direction"),
+        Question("where does it move first?", first, "first_direction"),
+        Question("where does it move in the end?", second, "second_direction"),
+        Question("how does it move?", f"{first}, then {second}", "motion"),
     ]
 
 

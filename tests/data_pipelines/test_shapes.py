@@ -116,6 +116,7 @@ def test_annotations_agree(splits):
     example = example_of(combination)
     answers = {question.kind: question.answer for question in example.questions}
     words = dataclasses.asdict(combination)
+    assert answers.pop("motion") == f"{combination.first}, then {combination.second}"
     assert answers["first_direction"] == words.pop("first")
     assert answers["second_direction"] == words.pop("second")
     assert {kind: answers[kind] for kind in words} == words
