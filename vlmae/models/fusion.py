@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, Remat, TextEncoderConfig
-from vlmae.models.layers import Block, Source, to_width
+from vlmae.models.layers import Block, Source, block_runs, run_blocks, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
@@ -17,7 +17,7 @@ class BertFusion(nn.Module):
     Attributes:
       config: depth.
       text: the text encoder's sizes, which hold here too.
-      deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
+      deterministic, remat, dtype, attention, scan: see `Block` and `ModelConfig`.
     """
 
     config: FusionConfig
@@ -26,6 +26,13 @@ class BertFusion(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
+    scan: bool = False
+
+    def _layers(self, x: Float[Array, "b l d"], **given) -> Float[Array, "b l d"]:
+        """Tokens after all layers; `given` is what else every layer is given."""
+        for numbers in block_runs(self.config.depth, (), self.scan):
+            x = run_blocks([self._layer(i) for i in numbers], x, **given)
+        return x
 
     def _layer(self, i: int) -> Block:
         return bert_block(
@@ -47,10 +54,7 @@ class CrossAttentionFusion(BertFusion):
     ) -> Float[Array, "b l d"]:
         """The text tokens after they have read the tokens of all frames."""
         context = Source(rearrange(video.tokens, "b t m d -> b (t m) d"), rows)
-        x = text.tokens
-        for i in range(self.config.depth):
-            x = self._layer(i)(x, text.lengths, context)
-        return x
+        return self._layers(text.tokens, lengths=text.lengths, context=context)
 
 
 class ConcatFusion(BertFusion):
@@ -68,6 +72,5 @@ class ConcatFusion(BertFusion):
         source = Source(to_width(embed, video.all_tokens), rows)
         tokens = source.spread(source.tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
-        for i in range(self.config.depth):
-            x = self._layer(i)(x, tokens.shape[1] + text.lengths)
+        x = self._layers(x, lengths=tokens.shape[1] + text.lengths)
         return x[:, tokens.shape[1] :]
