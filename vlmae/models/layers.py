@@ -263,8 +263,9 @@ def run_blocks(blocks: Sequence[Block], x: Float[Array, "b l d"], **given) -> Ar
             x = block(x, **given)
         return x
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *(b.variables["params"] for b in blocks))
-    streams = [name for name in ("dropout", "noise") if blocks[0].has_rng(name)]
-    keys = {name: jnp.stack([b.make_rng(name) for b in blocks]) for name in streams}
+    keys = {}
+    if blocks[0].has_rng("dropout"):
+        keys["dropout"] = jnp.stack([b.make_rng("dropout") for b in blocks])
     alone = blocks[0].clone(parent=None, name=None)
 
     def step(x: Array, own: tuple) -> tuple[Array, None]:
