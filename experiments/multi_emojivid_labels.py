@@ -7,7 +7,8 @@
 131 tags, of which a clip has none to a dozen; the text is the caption. Without `--train.init-from`
 it trains from scratch. Protocol B: stills of the tested families are in training, with their tags.
 
-Result: not yet run.
+Result (300 steps at 48 px after 400 of pre-training, three seeds): mean average precision of
+14.2 ± 0.5 %, where chance is 2.1.
 """
 
 from experiments import multi_emojivid_pretrain

@@ -45,8 +45,8 @@ def get_config() -> ExperimentConfig:
             "optim.learning_rate": 6e-4,
             "optim.b2": 0.98,
             "optim.warmup_steps": 200,
-            "train.steps": 1200,
-            "train.save_every_steps": 400,
+            "train.steps": 1800,
+            "train.save_every_steps": 600,
         },
     )
 

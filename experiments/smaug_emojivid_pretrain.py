@@ -10,10 +10,9 @@ are seen, in two other art styles. The two are never compared with one another.
 
 It is animation, not natural video: the figures are not comparable with the papers' data sets.
 
-Result (2 CPU cores, jax 0.10.2, one seed, 12 min, before revision 93deedf): protocol B, text to
-video R@1 / 5 / 10 of 10.5 / 36.4 / 52.7 among 220 clips, where chance is 0.5 / 2.3 / 4.5.
-Protocol A (16 min beside other jobs): 4.5 / 12.7 / 22.3. What the parts of SMAUG save and cost
-here, over three seeds, is in the README.
+Result (one CPU core, jax 0.10.2, one seed, 20 min): protocol B, text to video R@1 / 5 / 10 of
+17.3 / 44.5 / 62.3 among 220 clips, where chance is 0.5 / 2.3 / 4.5. Protocol A: 5.0 / 17.7 / 27.3.
+What the parts of SMAUG save and cost here, over three seeds, is in the README.
 """
 
 from data_pipelines.config import DataConfig, SourceConfig

