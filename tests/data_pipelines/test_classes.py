@@ -57,7 +57,7 @@ def test_classes_of_a_task(shapes_config):
     asked = [
         q for text in read_texts(SourceConfig(), shapes_config.data_dir) for q in text.questions
     ]
-    assert sum(sum(kinds.values()) for kinds in answers.counts.values()) == len(asked) == 24 * 5
+    assert sum(sum(kinds.values()) for kinds in answers.counts.values()) == len(asked) == 24 * 6
     assert {(q.answer, q.kind) for q in asked} == {
         (name, kind) for name, kinds in answers.counts.items() for kind in kinds
     }

@@ -363,7 +363,7 @@ def test_every_question_is_asked_once_an_epoch(questions_config, num_workers):
             ids, _ = tokenizer.encode([item.question], config.text_len)
             media_id = rows.match_hash(text.match_id.encode())
             expected.append((tuple(ids[0]), classes.names.index(item.answer), media_id))
-    batches = take(config, 24 * 5 // 4, classes=classes)
+    batches = take(config, 24 * 6 // 4, classes=classes)
     asked = []
     for batch in batches:
         assert batch.targets.shape == (4, len(classes.names))
@@ -377,8 +377,8 @@ def test_every_question_is_asked_once_an_epoch(questions_config, num_workers):
 def test_answers_that_are_no_class_have_no_target(questions_config):
     every = classes_for(questions_config)
     one = Classes({every.names[0]: every.counts[every.names[0]]})
-    share = sum(one.counts[one.names[0]].values()) / (24 * 5)
-    batches = take(questions_config, 30, classes=one)
+    share = sum(one.counts[one.names[0]].values()) / (24 * 6)
+    batches = take(questions_config, 24 * 6 // 4, classes=one)
     assert np.mean([batch.targets.mean() for batch in batches]) == pytest.approx(share)
 
 
@@ -404,10 +404,10 @@ def test_evaluation_lists_all_questions(questions_config):
     data = eval_data(questions_config, classes_for(questions_config))
     texts = read_texts(questions_config.eval, questions_config.data_dir)
     asked = [item for text in texts for item in text.questions]
-    assert len(asked) == 50 and data.questions.answers == tuple(q.answer for q in asked)
+    assert len(asked) == 60 and data.questions.answers == tuple(q.answer for q in asked)
     assert data.questions.kinds == tuple(q.kind for q in asked)
     assert data.questions.texts.captions == tuple(q.question for q in asked)
-    np.testing.assert_array_equal(data.questions.texts.media_ids, np.repeat(data.media_ids, 5))
+    np.testing.assert_array_equal(data.questions.texts.media_ids, np.repeat(data.media_ids, 6))
     assert all(batch.targets is None for batch in data.batches())  # only captions are said there
 
 
