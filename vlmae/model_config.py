@@ -334,7 +334,8 @@ class ModelConfig:
 
     scan_blocks: bool = False
     """Run equal blocks that follow one another as a loop (encoders, pixel decoder, SMAUG's fusion):
-    tracing and compiling take less time; each step copies their parameters once more."""
+    the program is smaller and comes sooner from the compilation cache, but on CPUs it took longer
+    to compile at first; each step copies the parameters once more."""
 
     def __post_init__(self):
         for name in ("video", "text", "pixel_decoder"):

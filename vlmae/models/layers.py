@@ -250,8 +250,8 @@ class Block(nn.Module):
 def run_blocks(blocks: Sequence[Block], x: Float[Array, "b l d"], **given) -> Array:
     """Equal blocks in turn, as a loop over their parameters: one program does for all (ours).
 
-    They compile as fast as one of them; in exchange every step copies the parameters once, and
-    dropout draws other noise than the blocks one by one.
+    In exchange every step copies the parameters once, and dropout draws other noise than the blocks
+    one by one.
 
     Args:
       blocks: modules of the same fields but for their names.
