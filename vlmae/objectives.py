@@ -25,8 +25,17 @@ class Features(NamedTuple):
 
     video: VideoFeatures
     text: TextFeatures  # of the caption; with `mask_text_for="all"`, of the masked caption
-    words: losses.MaskedWords | None  # the masked caption; None without MLM
-    masked_text: TextFeatures | None
+    words: losses.MaskedWords | None = None  # the masked caption; None without MLM
+    masked_text: TextFeatures | None = None
+    fused: "Fused | None" = None  # see `fuse_texts`
+
+
+class Fused(NamedTuple):
+    """What the fusion made of a batch for VTM and MLM, in one pass."""
+
+    pairs: Float[Array, "b 3 q d"] | None  # as it is, with a hard video, with a hard text
+    counted: Bool[Array, "b 3"] | None  # the pairs that there are
+    words: Float[Array, "b q d"] | None  # the masked caption with its own video
 
 
 class Embeddings(NamedTuple):
@@ -79,7 +88,7 @@ def extract(
     """Encodes a batch: the video through a fresh mask, the text as it is and with hidden words."""
     video = model.encode_video(batch.video, sample_mask(model, batch, mask_key))
     if not config.mlm:
-        return Features(video, model.encode_text(batch.text_ids, batch.text_mask), None, None)
+        return Features(video, model.encode_text(batch.text_ids, batch.text_mask))
     words = hide_words(model, batch, word_key, config)
     if not config.reads_caption:
         text = model.encode_text(words.ids, batch.text_mask)
@@ -128,6 +137,42 @@ def contrast(
     return Loss(value, {"vtc/accuracy": accuracy, "vtc/temperature": embeddings.temperature})
 
 
+def fuse_texts(
+    model: VideoLanguageModel,
+    features: Features,
+    batch: Batch,
+    key: Key[Array, ""],
+    config: ObjectivesConfig,
+    shards: int = 1,
+) -> Features:
+    """Fuses all that VTM and MLM read of a batch, at once.
+
+    VTM's negatives come from within each shard or from the global batch; of a batch that is
+    computed in parts, from the row's own part, whose similarities alone are at hand together with
+    all tokens. Where both read the same caption, VTM's right pair is what MLM reads.
+    """
+    if not config.vtm:
+        words = model.fuse(features.masked_text, features.video) if config.mlm else None
+        return features._replace(fused=Fused(None, None, words))
+    shards = shards if config.vtm_scope == "local" else 1
+    text, video = hard_negatives(model, features, batch, key, config, shards)
+    hard_rows = rows_of_parts(text.index[:, None], shards)
+    hard_text = jax.tree.map(lambda x: take_rows(x, hard_rows), features.text)
+
+    own = jnp.arange(len(batch.valid))
+    pairs = [(features.text, own), (features.text, video.index), (hard_text, own)]
+    has_words = config.mlm and config.reads_caption
+    pairs += [(features.masked_text, own)] if has_words else []
+    texts, videos = zip(*pairs, strict=True)
+    # The pairs of a row stay together, so that they stay on the row's device.
+    texts = jax.tree.map(lambda *x: rearrange([*x], "c b ... -> (b c) ..."), *texts)
+    fused = model.fuse(texts, features.video, rows_of_parts(jnp.stack(videos, axis=1), shards))
+    fused = rearrange(fused, "(b c) q d -> b c q d", c=len(pairs))
+    counted = jnp.stack([batch.valid, video.exists, text.exists], axis=1)
+    words = fused[:, -1 if has_words else 0] if config.mlm else None
+    return features._replace(fused=Fused(fused[:, :3], counted, words))
+
+
 def vtm(
     model: VideoLanguageModel,
     features: Features,
@@ -138,22 +183,11 @@ def vtm(
 ) -> Loss:
     """Video-text matching: each pair as it is, with a hard video, with a hard text (SMAUG).
 
-    Negatives come from within each shard or from the global batch; of a batch that is computed in
-    parts, from the row's own part, whose similarities alone are at hand together with all tokens.
     A row without any possible negative counts only as a positive.
     """
-    shards = shards if config.vtm_scope == "local" else 1
-    text, video = hard_negatives(model, features, batch, key, config, shards)
-
-    # The three pairs of a row stay together, so that they stay on the row's device.
-    own = jnp.arange(len(batch.valid))
-    text_rows = rows_of_parts(jnp.stack([own, own, text.index], axis=1), shards)
-    video_rows = rows_of_parts(jnp.stack([own, video.index, own], axis=1), shards)
-    texts = jax.tree.map(lambda x: take_rows(x, text_rows), features.text)
-    fused = model.fuse(texts, features.video, video_rows)
-    scores = model.match(fused)
+    scores = model.match(rearrange(features.fused.pairs, "b c q d -> (b c) q d"))
     labels = jnp.tile(jnp.array([1, 0, 0]), len(batch.valid))
-    counted = jnp.stack([batch.valid, video.exists, text.exists], axis=1).ravel()
+    counted = features.fused.counted.ravel()
     correct = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(scores, labels), counted),
@@ -191,8 +225,8 @@ def mlm(
     shards: int = 1,
 ) -> Loss:
     """Masked language modeling: hidden words from the other words and the video (BERT)."""
-    words, fused = features.words, model.fuse(features.masked_text, features.video)
-    logits = model.predict_words(model.fused_words(features.masked_text, fused))
+    words = features.words
+    logits = model.predict_words(model.fused_words(features.masked_text, features.fused.words))
     correct = (logits.argmax(axis=-1) == batch.text_ids).astype(jnp.float32)
     return Loss(
         losses.masked_mean(losses.cross_entropy(logits, batch.text_ids), words.targets_mask),
@@ -341,6 +375,7 @@ def compute_losses(
     """
     keys = keys_of(key)
     features = extract(model, batch, keys["mask"], keys["mlm"], config)
+    features = fuse_texts(model, features, batch, keys["vtm"], config, shards)
     total, metrics = jnp.zeros(()), {}
     for name, objective in objectives.items():
         if weight := getattr(config, name):

@@ -1,5 +1,6 @@
 """The frame selector: the choice and its gradient against NumPy, and what a choice may know."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -262,7 +263,9 @@ def test_matching_selects_the_frames_of_every_pair_by_its_own_text(params):
     def run(model: VideoLanguageModel):
         video = model.encode_video(batch.video)
         text = model.encode_text(batch.text_ids, batch.text_mask)
-        features = objectives.Features(video, text, None, None)
+        features = objectives.Features(video, text)
+        config = dataclasses.replace(SMALL.objectives, mlm=0.0)
+        features = objectives.fuse_texts(model, features, batch, KEY, config)
         loss = objectives.vtm(model, features, batch, KEY, SMALL.objectives).value
         alone, frames = [], []
         for i, j in pairs:

@@ -76,6 +76,12 @@ def test_a_batch_of_padding_has_no_loss_and_finite_gradients(gradients):
     assert not any(g.any() for g in jax.tree.leaves(grads))
 
 
+def features_of(model: VideoLanguageModel, batch, config=SMALL.objectives) -> objectives.Features:
+    """All that the objectives read of a batch."""
+    features = objectives.extract(model, batch, KEY, KEY, config)
+    return objectives.fuse_texts(model, features, batch, KEY, config)
+
+
 def apply(params, run, model: VideoLanguageModel | None = None):
     """run(bound model), compiled."""
     model = model or small_model()
@@ -103,7 +109,7 @@ def test_matching_pairs_every_row_with_itself_and_two_negatives(params):
     batch = random_batch(3)._replace(valid=jnp.array([True, True, False]))
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
+        features = features_of(model, batch)
         loss = objectives.vtm(model, features, batch, KEY, SMALL.objectives).value
         texts, videos = jnp.array([0, 1, 0, 1]), jnp.array([0, 1, 1, 0])
         fused = model.fuse(
@@ -121,7 +127,7 @@ def test_matching_without_any_negative_counts_the_positives(params):
     batch = random_batch(3)._replace(media_ids=jnp.zeros(3, jnp.int32))
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
+        features = features_of(model, batch)
         loss = objectives.vtm(model, features, batch, KEY, SMALL.objectives).value
         return loss, jax.nn.log_softmax(model.match(model.fuse(features.text, features.video)))
 
@@ -140,7 +146,7 @@ def test_word_modeling_predicts_hidden_words_of_valid_rows(params, monkeypatch):
     monkeypatch.setattr(losses, "mask_words", hide_all)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
+        features = features_of(model, batch)
         loss = objectives.mlm(model, features, batch, KEY, SMALL.objectives)
         text = model.encode_text(jnp.where(maskable, MASK, batch.text_ids), batch.text_mask)
         return loss, model.predict_words(model.fuse(text, features.video))
@@ -161,7 +167,7 @@ def test_pixel_modeling_reconstructs_the_removed_patches(params, normalize):
     decoder = dataclasses.replace(SMALL.model.pixel_decoder, normalize_target=normalize)
 
     def run(model: VideoLanguageModel):
-        features = objectives.extract(model, batch, KEY, KEY, SMALL.objectives)
+        features = features_of(model, batch)
         loss = objectives.mvm(model, features, batch, KEY, SMALL.objectives).value
         pixels = model.decode_pixels(features.video).pixels
         return loss, pixels, model.patches(batch.video), features.video.removed_mask

@@ -18,6 +18,7 @@ from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
 from vlmae.metric_writer import read_metrics
 from vlmae.model_config import PixelDecoderConfig, SparsifyConfig
+from vlmae.models.fusion import CrossAttentionFusion
 from vlmae.models.layers import take_rows
 from vlmae.models.pixel_decoder import decoded_places, num_decoded, scatter_tokens
 from vlmae.models.text_encoder import TextEncoder
@@ -88,7 +89,7 @@ def test_only_the_removed_patches_that_are_decoded_count(params):
 
     def features_of(model: VideoLanguageModel) -> objectives.Features:
         video = model.encode_video(batch.video, objectives.sample_mask(model, batch, KEY))
-        return objectives.Features(video, None, None, None)
+        return objectives.Features(video, None)
 
     def loss(model: VideoLanguageModel):
         return objectives.mvm(model, features_of(model), batch, KEY, SMALL.objectives).value
@@ -159,6 +160,30 @@ def test_whether_all_objectives_read_the_masked_text(params, mask_text_for):
     assert np.abs(masked.cls - plain.cls).max() > 1e-3
 
 
+@pytest.mark.parametrize(("mask_text_for", "texts"), [("mlm", 4 * 6), ("all", 3 * 6)])
+def test_matching_and_word_modeling_fuse_in_one_pass(params, mask_text_for, texts):
+    """The hidden words meet their own clip, as if they were fused by themselves."""
+    config = dataclasses.replace(SMALL.objectives, mask_text_for=mask_text_for)
+    batch, passes = random_batch(), []
+
+    def count(call, args, kwargs, context):
+        if isinstance(context.module, CrossAttentionFusion) and context.method_name == "__call__":
+            passes.append(len(args[0].tokens))
+        return call(*args, **kwargs)
+
+    def run(model: VideoLanguageModel):
+        features = objectives.extract(model, batch, KEY, KEY, config)
+        with nn.intercept_methods(count):
+            fused = objectives.fuse_texts(model, features, batch, KEY, config).fused
+        pairs = [(text, features.video) for text in (features.text, features.masked_text)]
+        return fused, [model.fuse(*pair) for pair in pairs]
+
+    fused, (right, words) = apply(params, run)
+    assert passes == [texts]
+    np.testing.assert_allclose(fused.pairs[:, 0], right, atol=1e-6)
+    np.testing.assert_allclose(fused.words, words, atol=1e-6)
+
+
 # --- scopes
 
 
@@ -181,11 +206,12 @@ def test_local_scopes_draw_from_the_own_shard(params):
 
     def run(model: VideoLanguageModel):
         features = objectives.extract(model, batch, KEY, KEY, local)
-        rows = (features, batch, KEY)
 
         def both(config: ObjectivesConfig, shards: int):
+            given = (batch, KEY, config, shards)
+            fused = objectives.fuse_texts(model, features, *given)
             named = (objectives.vtc, objectives.vtm)
-            return [objective(model, *rows, config, shards).value for objective in named]
+            return [objective(model, fused, *given).value for objective in named]
 
         halves = []
         for part in (slice(0, 2), slice(2, 4)):

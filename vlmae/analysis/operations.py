@@ -71,8 +71,8 @@ def step_operations(config: ExperimentConfig, num_frames: int) -> dict[str, Oper
     }
     for name, (count, length) in fused.items():
         parts[f"fusion for {name}"] = fusion(model, clip, length).times(count)
-    if "vtm" in fused:  # its three texts meet a clip together
-        parts["fusion for vtm"] += shared_by_texts(model, clip).times(1 - VTM_PAIRS)
+        if name.startswith("vtm"):  # its texts meet a clip together
+            parts[f"fusion for {name}"] += shared_by_texts(model, clip).times(1 - count)
     parts |= heads(config, clip)
     return {name: operations for name, operations in parts.items() if operations.total}
 
@@ -90,10 +90,12 @@ def encoded_texts(config: ExperimentConfig) -> list[Texts]:
 
 
 def fused_texts(config: ExperimentConfig) -> dict[str, Texts]:
-    """What each objective fuses with a clip."""
+    """The passes of the fusion: by the objectives that read it, what it fuses with a clip."""
     objectives, length = config.objectives, config.data.text_len
-    texts = {"vtm": Texts(VTM_PAIRS, length)} if objectives.vtm else {}
-    texts |= {"mlm": Texts(1, length)} if objectives.mlm else {}
+    names = [name for name in ("vtm", "mlm") if getattr(objectives, name)]
+    shares_pair = objectives.vtm and not objectives.reads_caption  # MLM's text is VTM's right one
+    count = VTM_PAIRS * bool(objectives.vtm) + bool(objectives.mlm and not shares_pair)
+    texts = {" and ".join(names): Texts(count, length)} if names else {}
     texts |= {"mcm": option_texts(config)} if objectives.mcm else {}
     once = {name: Texts(1, length) for name in ("answer", "label") if getattr(objectives, name)}
     return texts | once
