@@ -25,6 +25,7 @@ from vlmae.config_tree import override
 from vlmae.evaluate import evaluate, print_tables
 from vlmae.find_batch_size import find_batch_size
 from vlmae.find_num_workers import find_num_workers
+from vlmae.host_memory import keep_freed_memory
 from vlmae.launch import LaunchConfig, LaunchedRun, launch, without_launch_flags
 from vlmae.processes import Processes, is_first, leaving_at_once
 from vlmae.result import write_result
@@ -103,6 +104,7 @@ def main(get_config: Callable[[], ExperimentConfig], sweeps: Sequence[Sweep] = (
         )
     except ValueError as error:  # get_config() itself made a config that the checks refuse
         sys.exit(f"error: {error}")
+    keep_freed_memory()
     with leaving_at_once():
         try:
             run(command, sweeps)
