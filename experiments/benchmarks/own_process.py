@@ -1,37 +1,67 @@
-"""Measurements that need a process of their own: memory, and what a cache spares."""
+"""Measurements that need a process of their own: memory, what a cache spares, undisturbed steps."""
 
 import ctypes
 import gc
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from unittest import mock
+
+
+class OwnProcess:
+    """A new process, and in it what a function makes; its methods are called from here.
+
+    Arguments and results are pickled; an error in there is raised here. A context manager.
+    """
+
+    def __init__(
+        self, make: Callable[..., Any], *arguments: object, env: Mapping[str, str] | None = None
+    ):
+        """Calls `make`, of a module that can be imported, with environment variables set."""
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        with mock.patch.dict(os.environ, env or {}):  # a new process has those of this one
+            made = self._pool.submit(_make, make, arguments)
+        try:
+            made.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """What a method of the object in there returns."""
+        return self._pool.submit(_call, method, arguments).result()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def in_own_process(
     function: Callable[..., Any], *arguments: object, env: Mapping[str, str] | None = None
 ) -> Any:
-    """What a function of a benchmark returns in a new process; all of it must be plain data.
+    """What a function returns in a new process; see `OwnProcess`."""
+    with OwnProcess(function, *arguments, env=env) as process:
+        return process.call("")
 
-    Args:
-      function: of a module that can be imported.
-      arguments: for it.
-      env: environment variables to set.
 
-    Raises:
-      CalledProcessError: it failed; what it said is on stderr.
-    """
-    name, module = function.__name__, function.__module__
-    if module == "__main__":  # of a benchmark that runs as python -m
-        module = sys.modules[module].__spec__.name
-    code = f"import json; from {module} import {name}; print(json.dumps({name}(*{arguments!r})))"
-    command = [sys.executable, "-c", code]
-    env = {**os.environ, **(env or {})}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+_made: list[Any] = []  # in the process of an `OwnProcess`: what was made there
+
+
+def _make(make: Callable[..., Any], arguments: tuple) -> None:
+    _made.append(make(*arguments))
+
+
+def _call(method: str, arguments: tuple) -> Any:
+    return getattr(_made[0], method)(*arguments) if method else _made[0]
 
 
 def cache_in(folder: str) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +11,30 @@ import torch
 from jaxtyping import Array, Key, PyTree
 
 from data_pipelines.records import Batch
-from experiments.benchmarks.cost import FULL, MASKED, Program, Size, base_config
+from experiments.benchmarks.cost import (
+    FULL,
+    MASKED,
+    Size,
+    base_config,
+    compile_step,
+    noise_on,
+    one_device,
+)
+from experiments.benchmarks.own_process import peak_resident_bytes, resident_bytes
 from experiments.benchmarks.peer import Peer, TorchBatch
 from vlmae import choices
 from vlmae.config import ExperimentConfig, ObjectivesConfig
 from vlmae.config_tree import override
+from vlmae.host_memory import keep_freed_memory
 from vlmae.models.video_language import VideoLanguageModel, build_model
-from vlmae.objectives import draw_options, extract, hard_negatives, keys_of
+from vlmae.objectives import compute_losses, draw_options, extract, hard_negatives, keys_of
+from vlmae.train import make_init
 
-# Read when JAX first looks for devices: both sides share a GPU's memory.
+# Before JAX looks for devices. Both sides share a GPU's memory, and both keep what a step on the
+# CPU frees.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+keep_freed_memory()
+Form = Literal["eager", "compiled"]  # of the peer, by torch.compile
 ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"
 # [CLS] what does it show [SEP] (a) {} (b) {} (c) {} (d) {} [SEP], in ids that mean nothing here
@@ -76,14 +89,6 @@ def draw(
     return drawn
 
 
-def peer_batch(config: ExperimentConfig, params: PyTree, batch: Batch) -> TorchBatch:
-    """A batch for the peer, with what our step of a config draws for it."""
-    model, key = build_model(config), jax.random.key(0)
-    return to_torch_batch(
-        batch, model.apply({"params": params}, batch, key, config.objectives, method=draw)
-    )
-
-
 def to_torch_batch(batch: Batch, drawn: dict[str, Any]) -> TorchBatch:
     """A batch and its draws on PyTorch's device."""
     given = {name: getattr(batch, name) for name in ("video", "text_ids", "text_mask")}
@@ -100,48 +105,122 @@ def make_peer(config: ExperimentConfig, params: PyTree) -> Peer:
     return Peer(config, jax.device_get(params)).to("cuda" if ON_GPU else "cpu")
 
 
-def seconds(run: Callable[[], None]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def half_precision() -> torch.autocast:
     """bfloat16 for what is computed in here on a GPU, float32 elsewhere."""
     return torch.autocast("cuda" if ON_GPU else "cpu", torch.bfloat16, enabled=ON_GPU)
 
 
-def our_step(program: Program) -> Callable[[Batch], None]:
-    """Steps of training, one after the other, from a new state on."""
-    states = [program.init(0)]  # a list, so that no name keeps a state that was given away
+def losses_of(config: ExperimentConfig) -> tuple[float, float]:
+    """The loss of a step of ours and of the peer's, from the same parameters and choices.
 
-    def step(batch: Batch) -> None:
-        state, _ = jax.block_until_ready(program.run(states.pop(), batch))
-        states.append(state)
+    Without the noise that only training has: frames are chosen by their scores alone, and every
+    patch is painted.
+    """
+    keep_rate = config.model.video.sparsify.keep_rate
+    calm = override(config, {"model.video.sparsify.eval_keep_rate": keep_rate})
+    calm = override(calm, {"model.pixel_decoder.target_ratio": 0.0})
+    model, key, batch = build_model(calm), jax.random.key(0), noise_on(one_device(), calm)
+    params = jax.jit(make_init(calm))(0).params
 
-    return step
+    @jax.jit
+    def run(params: PyTree, batch: Batch) -> tuple[Array, dict]:
+        variables, config = {"params": params}, calm.objectives
+        loss = model.apply(variables, batch, key, config, method=compute_losses).value
+        return loss, model.apply(variables, batch, key, config, method=draw)
+
+    ours, drawn = run(params, batch)
+    peer = make_peer(calm, params)
+    with torch.no_grad(), half_precision():
+        theirs = peer(to_torch_batch(batch, drawn))
+    return float(ours), float(theirs)
 
 
-def peer_step(peer: Peer, config: ExperimentConfig, compiled: bool) -> Callable[[TorchBatch], None]:
-    """Forward, backward and AdamW, as they are or compiled."""
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        [x for x in peer.parameters() if x.requires_grad],
-        lr=optim.learning_rate,
-        betas=(optim.b1, optim.b2),
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
-    loss_of = torch.compile(peer) if compiled else peer
+class Side:
+    """Steps of training in this process, one after the other: forward, backward, AdamW."""
 
-    def step(batch: TorchBatch) -> None:
+    bytes_before: int  # of this process, before there was a model
+
+    def step(self) -> None:
+        """One more step, to its end."""
+        raise NotImplementedError
+
+    def device_bytes(self) -> int:
+        """The most memory that was taken on the GPU."""
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """How long one more step takes."""
+        start = time.perf_counter()
+        self.step()
+        return time.perf_counter() - start
+
+    def peak_bytes(self) -> int:
+        """The most memory during one more step: parameters, optimizer and activations.
+
+        On a GPU what the framework has taken, on a CPU how much larger the process is than before
+        it made the model.
+        """
+        if not ON_GPU:
+            return peak_resident_bytes(self.step) - self.bytes_before
+        self.step()
+        return self.device_bytes()
+
+
+class OurSide(Side):
+    """Our step of a config."""
+
+    def __init__(self, config: ExperimentConfig):
+        """Compiles it."""
+        mesh = one_device()
+        self.batch = noise_on(mesh, config)
+        self.bytes_before = resident_bytes()
+        self.program = compile_step(config, mesh, self.batch)
+        self.state = self.program.init(0)
+
+    def step(self) -> None:
+        """See `Side`."""
+        self.state, metrics = self.program.run(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+
+    def device_bytes(self) -> int:
+        """See `Side`."""
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
+class PeerSide(Side):
+    """The peer's step, from the parameters and with the random choices of ours."""
+
+    def __init__(self, config: ExperimentConfig, form: Form):
+        """Makes it; `torch.compile` does its work in the first step."""
+        batch, model = noise_on(one_device(), config), build_model(config)
+        params = jax.jit(make_init(config))(0).params
+        given = ({"params": params}, batch, jax.random.key(0), config.objectives)
+        self.batch = to_torch_batch(batch, model.apply(*given, method=draw))
+        params = jax.device_get(params)
+        del given
+        jax.clear_caches()
+        self.bytes_before = resident_bytes()
+        self.peer = make_peer(config, params)
+        optim = config.optim
+        self.optimizer = torch.optim.AdamW(
+            [x for x in self.peer.parameters() if x.requires_grad],
+            lr=optim.learning_rate,
+            betas=(optim.b1, optim.b2),
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.loss_of = torch.compile(self.peer) if form == "compiled" else self.peer
+
+    def step(self) -> None:
+        """See `Side`."""
         with half_precision():
-            loss = loss_of(batch)
+            loss = self.loss_of(self.batch)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if ON_GPU:
             torch.cuda.synchronize()
 
-    return step
+    def device_bytes(self) -> int:
+        """See `Side`."""
+        return torch.cuda.max_memory_allocated()
