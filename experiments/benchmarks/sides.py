@@ -138,7 +138,7 @@ def losses_of(config: ExperimentConfig) -> tuple[float, float]:
 class Side:
     """Steps of training in this process, one after the other: forward, backward, AdamW."""
 
-    bytes_before: int  # of this process, before there was a model
+    bytes_before: int  # of this process, before there were parameters
 
     def step(self) -> None:
         """One more step, to its end."""
@@ -158,7 +158,7 @@ class Side:
         """The most memory during one more step: parameters, optimizer and activations.
 
         On a GPU what the framework has taken, on a CPU how much larger the process is than before
-        it made the model.
+        there were parameters, so without our compiled program (but with what torch.compile makes).
         """
         if not ON_GPU:
             return peak_resident_bytes(self.step) - self.bytes_before
@@ -173,9 +173,10 @@ class OurSide(Side):
         """Compiles it."""
         mesh = one_device()
         self.batch = noise_on(mesh, config)
-        self.bytes_before = resident_bytes()
         self.program = compile_step(config, mesh, self.batch)
-        self.state = self.program.init(0)
+        init = self.program.init.lower(0).compile()
+        self.bytes_before = resident_bytes()
+        self.state = init(0)
 
     def step(self) -> None:
         """See `Side`."""
