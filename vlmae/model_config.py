@@ -332,11 +332,6 @@ class ModelConfig:
     """What the backward pass computes again in place of keeping it: none; selective: of every block
     all but the results of its dense layers (attention, norms, activations); full: every block."""
 
-    scan_blocks: bool = False
-    """Run equal blocks that follow one another as a loop (encoders, pixel decoder, SMAUG's fusion):
-    the program is smaller and comes sooner from the compilation cache, but on CPUs it took longer
-    to compile at first; each step copies the parameters once more."""
-
     def __post_init__(self):
         for name in ("video", "text", "pixel_decoder"):
             part = getattr(self, name)

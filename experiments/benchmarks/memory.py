@@ -28,7 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.video.frames_per_chunk": 1,
     },
     "`--optim.accumulate-steps 2`": {"optim.accumulate_steps": 2},
-    "`--model.scan-blocks`": {"model.scan_blocks": True},
 }
 
 

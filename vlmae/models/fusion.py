@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, Remat, TextEncoderConfig
-from vlmae.models.layers import Block, Source, block_runs, run_blocks, to_width
+from vlmae.models.layers import Block, Source, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
@@ -17,7 +17,7 @@ class BertFusion(nn.Module):
     Attributes:
       config: depth.
       text: the text encoder's sizes, which hold here too.
-      deterministic, remat, dtype, attention, scan: see `Block` and `ModelConfig`.
+      deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
     """
 
     config: FusionConfig
@@ -26,13 +26,6 @@ class BertFusion(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
-    scan: bool = False
-
-    def _layers(self, x: Float[Array, "b l d"], **given) -> Float[Array, "b l d"]:
-        """Tokens after all layers; `given` is what else every layer is given."""
-        for numbers in block_runs(self.config.depth, (), self.scan):
-            x = run_blocks([self._layer(i) for i in numbers], x, **given)
-        return x
 
     def _layer(self, i: int) -> Block:
         return bert_block(
@@ -54,7 +47,10 @@ class CrossAttentionFusion(BertFusion):
     ) -> Float[Array, "b l d"]:
         """The text tokens after they have read the tokens of all frames."""
         context = Source(rearrange(video.tokens, "b t m d -> b (t m) d"), rows)
-        return self._layers(text.tokens, lengths=text.lengths, context=context)
+        x = text.tokens
+        for i in range(self.config.depth):
+            x = self._layer(i)(x, text.lengths, context)
+        return x
 
 
 class ConcatFusion(BertFusion):
@@ -72,5 +68,6 @@ class ConcatFusion(BertFusion):
         source = Source(to_width(embed, video.all_tokens), rows)
         tokens = source.spread(source.tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last
-        x = self._layers(x, lengths=tokens.shape[1] + text.lengths)
+        for i in range(self.config.depth):
+            x = self._layer(i)(x, tokens.shape[1] + text.lengths)
         return x[:, tokens.shape[1] :]

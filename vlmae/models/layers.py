@@ -1,7 +1,7 @@
 """The only attention, feed-forward network and transformer block of the library."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -245,49 +245,6 @@ class Block(nn.Module):
 
     def _attention(self, name: str) -> Attention:
         return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)
-
-
-def run_blocks(blocks: Sequence[Block], x: Float[Array, "b l d"], **given) -> Array:
-    """Equal blocks in turn, as a loop over their parameters: one program does for all (ours).
-
-    In exchange every step copies the parameters once, and dropout draws other noise than the blocks
-    one by one.
-
-    Args:
-      blocks: modules of the same fields but for their names.
-      x: tokens.
-      **given: what else every block is given.
-    """
-    if len(blocks) == 1 or blocks[0].is_initializing():
-        for block in blocks:
-            x = block(x, **given)
-        return x
-    stacked = jax.tree.map(lambda *each: jnp.stack(each), *(b.variables["params"] for b in blocks))
-    keys = {}
-    if blocks[0].has_rng("dropout"):
-        keys["dropout"] = jnp.stack([b.make_rng("dropout") for b in blocks])
-    alone = blocks[0].clone(parent=None, name=None)
-
-    def step(x: Array, own: tuple) -> tuple[Array, None]:
-        params, rngs = own
-        return alone.apply({"params": params}, x, **given, rngs=rngs), None
-
-    return jax.lax.scan(step, x, (stacked, keys))[0]
-
-
-def block_runs(count: int, alone: Collection[int], together: bool) -> list[list[int]]:
-    """Numbers of blocks in order; those of one list can go through `run_blocks` at once.
-
-    Args:
-      count: blocks.
-      alone: those that are unlike the others, or are followed by something else.
-      together: False puts every block into a list of its own.
-    """
-    found: list[list[int]] = []
-    for i in range(count):
-        joins = together and found and i not in alone and found[-1][-1] not in alone
-        found = [*found[:-1], [*found[-1], i]] if joins else [*found, [i]]
-    return found
 
 
 def remat_class(kind: type[nn.Module], remat: Remat) -> type[nn.Module]:

@@ -186,7 +186,6 @@ class MultiWayFusion(nn.Module):
       config: depth, latents, pooling, guidance, sharing.
       text: the text encoder's sizes, which hold here too.
       deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
-      scan: without effect, its layers are not alike.
     """
 
     config: FusionConfig
@@ -195,7 +194,6 @@ class MultiWayFusion(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
-    scan: bool = False
 
     def setup(self):
         sampler: SamplerConfig = self.config.sampler

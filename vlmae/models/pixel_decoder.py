@@ -11,16 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig, Remat
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import (
-    TOKEN_INIT,
-    VIT_INIT,
-    Block,
-    block_runs,
-    run_blocks,
-    uniform_noise,
-    vit_block,
-    vit_norm,
-)
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -39,7 +30,7 @@ class PixelDecoder(nn.Module):
       grid: rows and columns of patches.
       patch_pixels: values of a patch, 3 * patch * patch.
       deterministic: decode every patch.
-      remat, dtype, attention, scan: see `ModelConfig`.
+      remat, dtype, attention: see `ModelConfig`.
     """
 
     config: PixelDecoderConfig
@@ -49,7 +40,6 @@ class PixelDecoder(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
-    scan: bool = False
 
     @nn.compact
     def __call__(self, video: VideoFeatures) -> Painted:
@@ -68,21 +58,18 @@ class PixelDecoder(nn.Module):
         if places.shape[2] < num_places:
             x = jnp.take_along_axis(x, places[..., None], axis=2)
         x = rearrange(jnp.concatenate([cls, x], axis=2), "b t s d -> (b t) s d")
-        for numbers in block_runs(self.config.depth, (), self.scan):
-            x = run_blocks([self._block(i) for i in numbers], x)
+        for i in range(self.config.depth):
+            x = vit_block(
+                self.config.num_heads,
+                4 * width,
+                f"block_{i}",
+                remat=self.remat,
+                dtype=self.dtype,
+                attention=self.attention,
+            )(x)
         x = vit_norm("norm", self.dtype)(x[:, 1:])
         pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)
         return Painted(rearrange(pixels, "(b t) s p -> b t s p", t=places.shape[1]), places)
-
-    def _block(self, i: int) -> Block:
-        return vit_block(
-            self.config.num_heads,
-            4 * self.config.width,
-            f"block_{i}",
-            remat=self.remat,
-            dtype=self.dtype,
-            attention=self.attention,
-        )
 
     def _places(self, video: VideoFeatures) -> Int[Array, "b t s"]:
         b, t, n = video.removed_mask.shape

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.model_config import Remat, TextEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import BertEmbeddings
-from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, block_runs, remat_class, run_blocks
+from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, remat_class
 
 
 class TextFeatures(NamedTuple):
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
 
     Attributes:
       config: sizes; `vocab_size` must be set.
-      deterministic, remat, dtype, attention, scan: see `Block` and `ModelConfig`.
+      deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
     """
 
     config: TextEncoderConfig
@@ -72,7 +72,6 @@ class TextEncoder(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
-    scan: bool = False
 
     def setup(self):
         self.embeddings = BertEmbeddings(
@@ -100,11 +99,9 @@ class TextEncoder(nn.Module):
         """Encodes word ids; `mask` is True on real tokens, which come first in each row."""
         features = TextFeatures(self.embeddings(ids), mask)
         tokens, branch = features.tokens, None
-        frozen = range(self.config.adapter.frozen_blocks)
-        for numbers in block_runs(self.config.depth, frozen, self.scan):
-            blocks = [self.blocks[i] for i in numbers]
-            tokens = run_blocks(blocks, tokens, lengths=features.lengths)
-            tokens, branch = self.adapters(numbers[0], tokens, branch, features.lengths)
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, features.lengths)
+            tokens, branch = self.adapters(i, tokens, branch, features.lengths)
         return TextFeatures(tokens, mask)
 
     def word_scores(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:

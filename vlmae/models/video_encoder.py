@@ -15,15 +15,7 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import Remat, VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_clip_positions, sincos_positions
-from vlmae.models.layers import (
-    TOKEN_INIT,
-    VIT_INIT,
-    Block,
-    block_runs,
-    remat_class,
-    run_blocks,
-    vit_options,
-)
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, remat_class, vit_options
 from vlmae.models.relative_bias import RelativeBias
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
@@ -61,7 +53,7 @@ class VideoEncoder(nn.Module):
       config: sizes.
       grid: rows and columns of patches, which fix the positions.
       keep_rate: fraction of the tokens that survive each thinning stage.
-      remat, dtype, attention, scan: see `ModelConfig`.
+      remat, dtype, attention: see `ModelConfig`.
     """
 
     config: VideoEncoderConfig
@@ -70,7 +62,6 @@ class VideoEncoder(nn.Module):
     remat: Remat = "none"
     dtype: str = "float32"
     attention: str = "xla"
-    scan: bool = False
 
     @nn.compact
     def __call__(
@@ -172,18 +163,14 @@ class VideoEncoder(nn.Module):
         adapters = ShallowAdapters(config.adapter, self.dtype, self.attention, name="adapters")
         relative = (config.layout.relative_bias, config.num_heads, self.grid)
         bias_of = RelativeBias(*relative, name="relative_bias")
-        thinning = config.sparsify.stages if self.keep_rate < 1 else ()
-        own_bias = range(config.depth if config.layout.relative_bias == "layer" else 0)
-        alone = {*thinning, *own_bias, *range(config.adapter.frozen_blocks)}
-        for numbers in block_runs(config.depth, alone, self.scan):
-            first = numbers[0]
-            bias = bias_of(first, places)
-            if first in thinning:
-                x, places = self._block(first, thins=True)(x, places, bias)
+        for i in range(config.depth):
+            bias = bias_of(i, places)
+            if self.keep_rate < 1 and i in config.sparsify.stages:
+                x, places = self._block(i, thins=True)(x, places, bias)
                 stages.append(places)
             else:
-                x = run_blocks([self._block(i) for i in numbers], x, bias=bias)
-            x, branch = adapters(first, x, branch)
+                x = self._block(i)(x, bias=bias)
+            x, branch = adapters(i, x, branch)
         return x, stages
 
     def _block(self, i: int, thins: bool = False) -> Block:

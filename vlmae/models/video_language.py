@@ -45,7 +45,6 @@ class VideoLanguageModel(nn.Module):
     def setup(self):
         config = self.config
         compute = {"remat": config.remat, "dtype": config.dtype, "attention": config.attention}
-        compute["scan"] = config.scan_blocks
         mode = {"deterministic": self.deterministic, **compute}
         sparsify = config.video.sparsify
         keep_rate = sparsify.eval_keep_rate if self.deterministic else sparsify.keep_rate
