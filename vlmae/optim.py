@@ -1,10 +1,12 @@
 """AdamW, its schedule, and which parameters decay or are frozen."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from vlmae.config import OptimConfig
 from vlmae.model_config import ModelConfig
@@ -33,6 +35,17 @@ def decay_mask(params: PyTree) -> PyTree:
         return path_name(path).rsplit("/", 1)[-1] in ("kernel", "embedding")
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The Euclidean norm of all arrays of parameters or gradients together.
+
+    As `optax.tree.norm`, but what does not decay is joined first, see `make_optimizer`.
+    """
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(decay_mask(tree)), strict=True))
+    matrices = [x for x, decays in pairs if decays]
+    rest = [x.ravel() for x, decays in pairs if not decays]
+    return optax.tree.norm([*matrices, jnp.concatenate(rest)] if rest else matrices)
 
 
 # What lies below block 0 of an encoder, and is frozen with it.
@@ -65,25 +78,29 @@ def freeze(params: PyTree, model: ModelConfig) -> PyTree:
 def make_optimizer(
     config: OptimConfig, steps: int, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:
-    """Clipping (if configured), then AdamW with the schedule and the decay mask.
+    """Clipping (if configured), then AdamW with the schedule, where matrices alone decay.
 
-    Frozen parameters of `model` stay as they are and have no state.
+    All that does not decay, some hundred small arrays, is one vector to the optimizer: a much
+    smaller program computes the same. Frozen parameters of `model` stay as they are and have no
+    state.
     """
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
-    )
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    learned = optax.chain(clip, adamw)
-    if model is None or not freezes_any(model):
-        return learned
+    adamw = functools.partial(optax.adamw, make_schedule(config, steps), config.b1, config.b2)
+    parts = {
+        "decays": adamw(weight_decay=config.weight_decay),
+        "stays": optax.flatten(adamw(weight_decay=0.0)),
+    }
 
     def labels(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "frozen" if is_frozen(path_name(path), model) else "learned", params
-        )
+        return jax.tree.map(lambda decays: "decays" if decays else "stays", decay_mask(params))
 
-    return optax.multi_transform({"learned": learned, "frozen": optax.set_to_zero()}, labels)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if model is None or not freezes_any(model):
+        return optax.chain(clip, optax.partition(parts, labels))
+
+    def with_frozen(params: PyTree) -> PyTree:
+        def label(path: tuple, name: str) -> str:
+            return "frozen" if is_frozen(path_name(path), model) else name
+
+        return jax.tree_util.tree_map_with_path(label, labels(params))
+
+    return optax.chain(clip, optax.partition(parts | {"frozen": optax.set_to_zero()}, with_frozen))

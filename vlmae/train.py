@@ -22,7 +22,7 @@ from vlmae.heartbeat import Heartbeat
 from vlmae.initial import initial_params
 from vlmae.metric_writer import MetricWriter, Muted, Progress
 from vlmae.models.video_language import build_model
-from vlmae.optim import make_optimizer, make_schedule
+from vlmae.optim import global_norm, make_optimizer, make_schedule
 from vlmae.preemption import Preempted, PreemptionNotice
 from vlmae.processes import is_first, print_first
 from vlmae.sharding import (
@@ -66,13 +66,7 @@ def train_step(
     grads, metrics = gradients(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # The norm of the new parameters is checked before they are saved: a finite loss does not mean
-    # that its own update is finite.
-    norms = {
-        "optim/grad_norm": optax.tree.norm(grads),
-        "optim/param_norm": optax.tree.norm(params),
-    }
-    metrics = {**metrics, **norms}
+    metrics = {**metrics, "optim/grad_norm": global_norm(grads)}
     return TrainState(state.seed, state.step + 1, params, opt_state), metrics
 
 
@@ -222,7 +216,7 @@ def train(
         batches = stack.enter_context(contextlib.closing(make_batches(start, *process_part(mesh))))
         steps = make_steps(config, mesh, state, progress.print)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        schedule = make_schedule(config.optim, last)
+        schedule, param_norm = make_schedule(config.optim, last), jax.jit(global_norm)
         meter, bad_clips, pending = Meter(), 0, {}
         if profile and is_first():
             trace = stack.enter_context(Trace(workdir / "profile", progress.print, meter.paused))
@@ -260,8 +254,13 @@ def train(
             total = last * config.data.batch_size
             check_bad_clips(bad_clips, seen, total, config.data.max_bad_ratio)
 
+            if any(due.values()):
+                # Read only here, a pass over all parameters. A finite loss does not mean that its
+                # own update is finite, and nothing else is saved.
+                norm = {"optim/param_norm": float(param_norm(state.params))}
+                check_metrics(step, norm)
             if due["log"]:
-                report = meter.report() | {"optim/learning_rate": float(schedule(step - 1))}
+                report = meter.report() | norm | {"optim/learning_rate": float(schedule(step - 1))}
                 report["speed/matrix_rate_share"] = matrix_rate_share(report, matrix_rate)
                 writer.write(step, report)
                 progress.report(step, report)

@@ -3,9 +3,8 @@
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.memory --size B --frames 16 --variant dense
 
-Parameters, optimizer and activations, at most, during steps that follow a first one. Every figure
-is of a process of its own: on a GPU what the framework has taken, on a CPU how much larger the
-process is than before it made the model.
+Parameters, optimizer and activations, at most, during steps that follow a first one; every figure is
+of a process of its own (`sides.Side.peak_bytes`).
 """
 
 from pathlib import Path

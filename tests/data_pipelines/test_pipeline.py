@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import numpy as np

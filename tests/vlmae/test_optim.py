@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from vlmae.config import OptimConfig
-from vlmae.optim import decay_mask, make_optimizer, make_schedule
+from vlmae.model_config import AdapterConfig, ModelConfig, VideoEncoderConfig
+from vlmae.optim import decay_mask, global_norm, make_optimizer, make_schedule
 
 # --- the schedule
 
@@ -72,5 +73,33 @@ def test_gradients_are_clipped_to_the_configured_norm(clip_norm, expected):
     params = {"a": {"kernel": jnp.ones((1, 1))}, "bias": jnp.ones(1)}
     gradient = {"a": {"kernel": jnp.full((1, 1), 3.0)}, "bias": jnp.full(1, 4.0)}
     _, state = tx.update(gradient, tx.init(params), params)
-    seen = optax.tree.norm(optax.tree.get(state, "mu")) / (1 - 0.9)
-    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    means = [mean for _, mean in optax.tree.get_all_with_path(state, "mu")]
+    np.testing.assert_allclose(optax.tree.norm(means) / (1 - 0.9), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_joined_arrays_are_updated_as_one_by_one(frozen):
+    """Like AdamW on every array by itself; frozen ones stay as they are."""
+    model = ModelConfig(video=VideoEncoderConfig(adapter=AdapterConfig(frozen_blocks=frozen)))
+    config = OptimConfig(learning_rate=0.1, weight_decay=0.3)
+    params = {"video_encoder": {"block_0": PARAMS["block"]}, **PARAMS}
+    plain = optax.adamw(
+        make_schedule(config, 10), config.b1, config.b2, weight_decay=0.3, mask=decay_mask
+    )
+    tx, keys = make_optimizer(config, 10, model), jax.random.split(jax.random.key(0), 3)
+    ours, theirs, states = params, params, [tx.init(params), plain.init(params)]
+    for key in keys:
+        gradient = jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), params)
+        updates, states[0] = tx.update(gradient, states[0], ours)
+        ours = optax.apply_updates(ours, updates)
+        updates, states[1] = plain.update(gradient, states[1], theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    if frozen:
+        theirs["video_encoder"] = params["video_encoder"]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), ours, theirs)
+
+
+def test_norm_of_all_arrays():
+    np.testing.assert_allclose(global_norm(PARAMS), optax.tree.norm(PARAMS), rtol=1e-6)
+    matrix = {"kernel": jnp.full((2, 2), 3.0)}
+    np.testing.assert_allclose(global_norm(matrix), 6.0)
