@@ -20,6 +20,7 @@ from experiments.benchmarks.own_process import cache_in, in_own_process
 from experiments.benchmarks.report import write_report
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
+from vlmae.host_memory import keep_freed_memory
 from vlmae.train import make_init, make_step
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": FULL}
@@ -27,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": F
 
 def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str, float]:
     """Seconds in this process: to make the first state, to trace the step, to compile it."""
+    keep_freed_memory()  # as training does
     dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     base = base_config(size, batch_size, dtype)
     config = override(base, VARIANTS[variant] | {"data.train.0.num_frames": frames})

@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.memory --size B --frames 16 --variant dense
 
-Parameters, optimizer and activations, at most, during steps that follow a first one; every figure is
-of a process of its own (`sides.Side.peak_bytes`).
+Parameters, optimizer and activations, at most, during steps that follow a first one; every figure
+is of a process of its own (`sides.Side.peak_bytes`).
 """
 
 from pathlib import Path
