@@ -200,7 +200,7 @@ class PeerSide(Side):
         params = jax.device_get(params)
         del given
         jax.clear_caches()
-        self.bytes_before = resident_bytes()
+        self.bytes_before = resident_bytes() - sum(x.nbytes for x in jax.tree.leaves(params))
         self.peer = make_peer(config, params)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
