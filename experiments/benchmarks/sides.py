@@ -195,10 +195,14 @@ class PeerSide(Side):
         """Makes it; `torch.compile` does its work in the first step."""
         batch, model = noise_on(one_device(), config), build_model(config)
         params = jax.jit(make_init(config))(0).params
-        given = ({"params": params}, batch, jax.random.key(0), config.objectives)
-        self.batch = to_torch_batch(batch, model.apply(*given, method=draw))
+
+        @jax.jit
+        def run(params: PyTree, batch: Batch) -> dict[str, Any]:
+            given = (batch, jax.random.key(0), config.objectives)
+            return model.apply({"params": params}, *given, method=draw)
+
+        self.batch = to_torch_batch(batch, run(params, batch))
         params = jax.device_get(params)
-        del given
         jax.clear_caches()
         self.bytes_before = resident_bytes() - sum(x.nbytes for x in jax.tree.leaves(params))
         self.peer = make_peer(config, params)
