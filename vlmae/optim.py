@@ -89,18 +89,16 @@ def make_optimizer(
         "decays": adamw(weight_decay=config.weight_decay),
         "stays": optax.flatten(adamw(weight_decay=0.0)),
     }
+    freezes = model is not None and freezes_any(model)
+    parts |= {"frozen": optax.set_to_zero()} if freezes else {}
+
+    def label(path: tuple, decays: bool) -> str:
+        if freezes and is_frozen(path_name(path), model):
+            return "frozen"
+        return "decays" if decays else "stays"
 
     def labels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda decays: "decays" if decays else "stays", decay_mask(params))
+        return jax.tree_util.tree_map_with_path(label, decay_mask(params))
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    if model is None or not freezes_any(model):
-        return optax.chain(clip, optax.partition(parts, labels))
-
-    def with_frozen(params: PyTree) -> PyTree:
-        def label(path: tuple, name: str) -> str:
-            return "frozen" if is_frozen(path_name(path), model) else name
-
-        return jax.tree_util.tree_map_with_path(label, labels(params))
-
-    return optax.chain(clip, optax.partition(parts | {"frozen": optax.set_to_zero()}, with_frozen))
+    return optax.chain(clip, optax.partition(parts, labels))
