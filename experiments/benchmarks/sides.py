@@ -1,5 +1,6 @@
 """The two sides of a comparison: the same step of ours and of the peer, in every variant."""
 
+import abc
 import os
 import time
 from typing import Any, Literal
@@ -135,18 +136,18 @@ def losses_of(config: ExperimentConfig) -> tuple[float, float]:
     return float(ours), float(theirs)
 
 
-class Side:
+class Side(abc.ABC):
     """Steps of training in this process, one after the other: forward, backward, AdamW."""
 
     bytes_before: int  # of this process, before there were parameters
 
+    @abc.abstractmethod
     def step(self) -> None:
         """One more step, to its end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def device_bytes(self) -> int:
         """The most memory that was taken on the GPU."""
-        raise NotImplementedError
 
     def seconds(self) -> float:
         """How long one more step takes."""
