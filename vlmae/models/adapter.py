@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import AdapterConfig
-from vlmae.models.layers import BERT_INIT, Attention, vit_norm
+from vlmae.models.layers import BERT_INIT, Attention, Dense, vit_norm
 
 
 class Adapter(nn.Module):
@@ -26,11 +26,11 @@ class Adapter(nn.Module):
     ) -> Float[Array, "b l d"]:
         """The correction of `x`, whose first `lengths` tokens are valid."""
         y = vit_norm("norm", self.dtype)(x)
-        down = nn.Dense(self.config.width, dtype=self.dtype, kernel_init=BERT_INIT, name="down")
+        down = Dense(self.config.width, dtype=self.dtype, kernel_init=BERT_INIT, name="down")
         attention = Attention(
             self.config.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
         )
-        up = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="up")
+        up = Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="up")
         y = down(y)
         return up(attention(y, y, lengths).tokens)
 

@@ -118,4 +118,5 @@ class BertEmbeddings(nn.Module):
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Scores of every word: the product with the word table (tied weights)."""
-        return self.word.attend(x)
+        scores = self.word.attend(x.reshape(-1, x.shape[-1]))  # rows of one matrix: see dot_rows
+        return scores.reshape(*x.shape[:-1], -1)

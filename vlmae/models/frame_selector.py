@@ -9,7 +9,7 @@ from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FrameSelectorConfig
-from vlmae.models.layers import BERT_INIT, uniform_noise, vit_block, vit_norm
+from vlmae.models.layers import BERT_INIT, Dense, uniform_noise, vit_block, vit_norm
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.sparsify import ChosenFrames, choose_frames, uniform_frames
@@ -86,7 +86,7 @@ class FrameSelector(nn.Module):
         return self._dense(1, "score")(vit_norm("norm", self.dtype)(x[:, 1:]))[..., 0]
 
     def _dense(self, width: int, name: str) -> nn.Dense:
-        return nn.Dense(width, dtype=self.dtype, kernel_init=BERT_INIT, name=name)
+        return Dense(width, dtype=self.dtype, kernel_init=BERT_INIT, name=name)
 
 
 def keep_frames(video: VideoFeatures, choice: FrameChoice) -> VideoFeatures:

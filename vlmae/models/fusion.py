@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import FusionConfig, Remat, TextEncoderConfig
-from vlmae.models.layers import Block, Source, to_width
+from vlmae.models.layers import Block, Dense, Source, to_width
 from vlmae.models.text_encoder import TextFeatures, bert_block
 from vlmae.models.video_encoder import VideoFeatures
 
@@ -64,7 +64,7 @@ class ConcatFusion(BertFusion):
         self, text: TextFeatures, video: VideoFeatures, rows: Int[Array, "p n"] | None = None
     ) -> Float[Array, "b l d"]:
         """The text tokens after they have met the tokens of all frames."""
-        embed = nn.Dense(self.text.width, dtype=self.dtype, name="video_embed")
+        embed = Dense(self.text.width, dtype=self.dtype, name="video_embed")
         source = Source(to_width(embed, video.all_tokens), rows)
         tokens = source.spread(source.tokens)
         x = jnp.concatenate([tokens, text.tokens], axis=1)  # padding must come last

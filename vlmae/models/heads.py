@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vlmae.models.layers import BERT_EPS, BERT_INIT
+from vlmae.models.layers import BERT_EPS, BERT_INIT, Dense
 
 
 class Projection(nn.Module):
@@ -14,7 +14,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        y = nn.Dense(self.embed_dim, kernel_init=BERT_INIT, name="dense")(x.astype(jnp.float32))
+        y = Dense(self.embed_dim, kernel_init=BERT_INIT, name="dense")(x.astype(jnp.float32))
         return y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-6)
 
 
@@ -25,7 +25,7 @@ class WordTransform(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        x = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=BERT_INIT, name="dense")(x)
+        x = Dense(x.shape[-1], dtype=self.dtype, kernel_init=BERT_INIT, name="dense")(x)
         x = nn.gelu(x, approximate=False)
         return nn.LayerNorm(epsilon=BERT_EPS, dtype=self.dtype, name="norm")(x)
 
@@ -38,6 +38,6 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
         x = x.astype(jnp.float32)
-        x = nn.Dense(2 * x.shape[-1], kernel_init=BERT_INIT, name="hidden")(x)
+        x = Dense(2 * x.shape[-1], kernel_init=BERT_INIT, name="hidden")(x)
         x = nn.gelu(x, approximate=False)
-        return nn.Dense(self.num_classes, kernel_init=BERT_INIT, name="classes")(x)
+        return Dense(self.num_classes, kernel_init=BERT_INIT, name="classes")(x)

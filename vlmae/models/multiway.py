@@ -16,6 +16,7 @@ from vlmae.models.layers import (
     BERT_INIT,
     TOKEN_INIT,
     Attention,
+    Dense,
     Mlp,
     Source,
     remat_class,
@@ -71,7 +72,7 @@ class AdaptPooling(nn.Module):
 
     def _importance(self, x: Float[Array, "b m d"], count: int) -> Float[Array, "b c m"]:
         """w . LN(x) + c, in float32."""
-        scores = nn.Dense(count, kernel_init=BERT_INIT, name="importance")(
+        scores = Dense(count, kernel_init=BERT_INIT, name="importance")(
             vit_norm("source_norm", self.dtype)(x).astype(jnp.float32)
         )
         return scores.swapaxes(1, 2)
@@ -209,7 +210,7 @@ class MultiWayFusion(nn.Module):
         self.text_sampler = self._sampler(sampler.text_latents, self.text_layers)
         self.video_sampler = self._sampler(sampler.video_latents, self.video_layers)
         self.norm = vit_norm("norm", self.dtype)
-        self.video_embed = nn.Dense(self.text.width, dtype=self.dtype)
+        self.video_embed = Dense(self.text.width, dtype=self.dtype)
 
     def _attentions(self) -> list[Attention]:
         return [

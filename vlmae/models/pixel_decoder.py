@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.masking import num_keep
 from vlmae.model_config import PixelDecoderConfig, Remat
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import TOKEN_INIT, VIT_INIT, uniform_noise, vit_block, vit_norm
+from vlmae.models.layers import (
+    TOKEN_INIT,
+    VIT_INIT,
+    Dense,
+    uniform_noise,
+    vit_block,
+    vit_norm,
+)
 from vlmae.models.video_encoder import VideoFeatures
 
 
@@ -47,7 +54,7 @@ class PixelDecoder(nn.Module):
         width, num_places = self.config.width, video.removed_mask.shape[2]
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
+            return Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
 
         mask_token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
         positions = jnp.asarray(sincos_positions(*self.grid, width)).astype(self.dtype)

@@ -15,7 +15,7 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import Remat, VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_clip_positions, sincos_positions
-from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, remat_class, vit_options
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, Dense, remat_class, vit_options
 from vlmae.models.relative_bias import RelativeBias
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
@@ -130,7 +130,7 @@ class VideoEncoder(nn.Module):
     ) -> Float[Array, "f q d"]:
         """Tokens with positions, [CLS] first, frames folded into the batch."""
         width, layout, t = self.config.width, self.config.layout, patches.shape[1]
-        embed = nn.Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
+        embed = Dense(width, dtype=self.dtype, kernel_init=VIT_INIT, name="patch_embed")
         leading, table = self._positions(t)
         table = table[jnp.arange(table.shape[0])[:, None], kept_ids]
         x = rearrange(embed(patches) + table.astype(self.dtype), "b t k d -> (b t) k d")
