@@ -3,9 +3,10 @@
 import ctypes
 import gc
 import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -14,14 +15,16 @@ from unittest import mock
 class OwnProcess:
     """A new process, and in it what a function makes; its methods are called from here.
 
-    Arguments and results are pickled; an error in there is raised here. A context manager.
+    Arguments and results are pickled; an error in there is raised here. A context manager; the
+    process ends when this one does, however that comes.
     """
 
     def __init__(
         self, make: Callable[..., Any], *arguments: object, env: Mapping[str, str] | None = None
     ):
         """Calls `make`, of a module that can be imported, with environment variables set."""
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        spawn = get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent)
         with mock.patch.dict(os.environ, env or {}):  # a new process has those of this one
             made = self._pool.submit(_make, make, arguments)
         try:
@@ -51,6 +54,14 @@ def in_own_process(
     """What a function returns in a new process; see `OwnProcess`."""
     with OwnProcess(function, *arguments, env=env) as process:
         return process.call("")
+
+
+def _end_with_parent() -> None:
+    def wait_for_end() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 _made: list[Any] = []  # in the process of an `OwnProcess`: what was made there

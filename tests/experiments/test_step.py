@@ -1,7 +1,5 @@
 """The peer of the step benchmark is the same model: equal losses and gradients, part by part."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,6 @@ import pytest
 
 from experiments.benchmarks import sides, step
 from experiments.benchmarks.cost import VOCAB_SIZE
-from experiments.benchmarks.own_process import (
-    OwnProcess,
-    in_own_process,
-    peak_resident_bytes,
-    resident_bytes,
-)
 from experiments.benchmarks.peer import Peer
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
@@ -123,23 +115,3 @@ def test_measures_a_step_of_both(free, monkeypatch):
     assert all(len(x) == 2 and min(x) > 0 for x in measured["secs"].values())
     parameters = 16 * 1.5e6 / 2**30  # of about so many, their gradients and two moments
     assert all(parameters < peak < 1 for peak in measured["gib"].values()), measured["gib"]
-
-
-def test_the_peak_of_a_process_is_seen():
-    def use_memory() -> None:
-        np.ones(64 * 2**20, np.uint8)
-
-    before = resident_bytes()
-    assert 60 < (peak_resident_bytes(use_memory) - before) / 2**20 < 80
-    assert (resident_bytes() - before) / 2**20 < 10
-
-
-def test_a_process_of_its_own():
-    assert in_own_process(round, 2.5, 0) == 2
-    assert in_own_process(os.getenv, "GIVEN", env={"GIVEN": "it"}) == "it"
-    assert os.getenv("GIVEN") is None
-    with pytest.raises(TypeError):
-        in_own_process(round, "a")
-    with OwnProcess(list, "ab") as process:
-        process.call("append", "c")
-        assert process.call("index", "c") == 2
