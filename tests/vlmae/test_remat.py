@@ -35,6 +35,5 @@ def test_full_keeps_the_input_alone():
 
 
 def test_selective_keeps_every_dense_layers_result_once():
-    # The block's input, query with key and value, the output projection; the last layer needs no
-    # copy.
-    assert sorted(kept_sizes("selective")) == [WIDTH, WIDTH, 3 * WIDTH, HIDDEN]
+    # The block's input, query, key, value and the output projection; the last layer needs no copy.
+    assert sorted(kept_sizes("selective")) == [WIDTH] * 5 + [HIDDEN]

@@ -1,7 +1,7 @@
 """The only attention, feed-forward network and transformer block of the library."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,49 +32,19 @@ def uniform_noise(module: nn.Module, shape: tuple[int, ...]) -> Float[Array, "b 
 
 
 def dot_rows(
-    x: Float[Array, "*_ d"], kernel: Float[Array, "d *_"], *dimensions: object, **options: Any
-) -> Float[Array, "..."]:
+    x: Float[Array, "*b d"], kernel: Float[Array, "d e"], *dimensions: object, **options: Any
+) -> Float[Array, "*b e"]:
     """The product of tokens with a kernel, as `nn.Dense` takes it (`dot_general`).
 
     To XLA all tokens are the rows of one matrix: over two dimensions of rows its kernel gradient
     would want a transposed copy of what comes back.
     """
-    product = (((1,), (0,)), ((), ()))
-    y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, product, **options)
-    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+    rows = x.reshape(-1, x.shape[-1])
+    y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 Dense = functools.partial(nn.Dense, dot_general=dot_rows)
-
-
-class Weights(NamedTuple):
-    """Of a dense layer."""
-
-    kernel: Float[Array, "d e"]
-    bias: Float[Array, " e"]
-
-
-class DenseWeights(nn.Module):
-    """The parameters of an `nn.Dense`; see `project`."""
-
-    features: int
-    kernel_init: Callable
-
-    @nn.compact
-    def __call__(self, width: int) -> Weights:
-        """For tokens of this width."""
-        kernel = self.param("kernel", self.kernel_init, (width, self.features))
-        return Weights(kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
-
-
-def project(
-    x: Float[Array, "*b d"], weights: Sequence[Weights], dtype: str
-) -> list[Float[Array, "*b e"]]:
-    """What several dense layers make of the same tokens, by one product."""
-    kernels, biases = zip(*weights, strict=True)
-    kernel, bias = (jnp.stack(arrays, axis=-2).astype(dtype) for arrays in (kernels, biases))
-    y = dot_rows(x.astype(dtype), kernel) + bias
-    return [part.squeeze(-2) for part in jnp.split(y, len(weights), axis=-2)]
 
 
 def to_width(embed: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
@@ -153,36 +123,31 @@ class Attention(nn.Module):
           source: keys and values that several rows may share.
         """
 
-        def weights(name: str, tokens: Array) -> Weights:
-            return DenseWeights(x.shape[-1], self.kernel_init, name=name)(tokens.shape[-1])
+        def dense(name: str) -> Callable[[Array], Array]:
+            size = x.shape[-1]
+            return Dense(size, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
 
-        def heads(tokens: Array, *of: Weights) -> list[Array]:
-            split = functools.partial(rearrange, pattern="b l (h d) -> b l h d", h=self.num_heads)
-            return [split(y) for y in project(tokens, of, self.dtype)]
+        def heads(y: Array) -> Array:
+            return rearrange(y, "b l (h d) -> b l h d", h=self.num_heads)
 
-        read = source.tokens if context is None else context
-        of_query = weights("query", x)
-        of_read = weights("key", read), weights("value", read)
-        if context is x:  # as in all self-attention
-            query, *own = heads(x, of_query, *of_read)
-        else:
-            [query] = heads(x, of_query)
-            own = [] if context is None else heads(context, *of_read)
-        shared = [] if source is None else map(source.spread, heads(source.tokens, *of_read))
-        parts = [pair for pair in (own, [*shared]) if pair]
-        key, value = (jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True))
+        def read(name: str) -> Array:
+            project = dense(name)
+            own = [] if context is None else [heads(project(context))]
+            shared = [] if source is None else [source.spread(heads(project(source.tokens)))]
+            return jnp.concatenate([*own, *shared], axis=1)
+
+        query, key = heads(dense("query")(x)), read("key")
         out = jax.nn.dot_product_attention(
             query,
             key,
-            value,
+            read("value"),
             bias=None if bias is None else bias.astype(query.dtype),
             mask=None if mask is None else mask[:, None],
             key_value_seq_lengths=lengths,
             query_seq_lengths=None if lengths is None else jnp.full_like(lengths, x.shape[1]),
             implementation=self.implementation,
         )
-        dense = Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="out")
-        return Attended(dense(rearrange(out, "b l h d -> b l (h d)")), query, key)
+        return Attended(dense("out")(rearrange(out, "b l h d -> b l (h d)")), query, key)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
