@@ -7,7 +7,7 @@ import jax
 
 # Parameters of glibc's mallopt, see its manual page.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-NEVER_TRIM = 2**31 - 1
+NEVER = -1  # as a threshold; 2**31 - 1, the most that can be given, would be 2 GiB
 
 
 def keep_freed_memory() -> None:
@@ -24,4 +24,4 @@ def keep_freed_memory() -> None:
     if on_cpu and mallopt:
         mallopt(ARENA_MAX, 1)  # in other arenas than the first, large blocks are always mapped
         mallopt(MMAP_MAX, 0)
-        mallopt(TRIM_THRESHOLD, NEVER_TRIM)
+        mallopt(TRIM_THRESHOLD, NEVER)

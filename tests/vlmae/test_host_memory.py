@@ -30,16 +30,38 @@ each = [cleared(jnp.ones((4096, 64))) for _ in range(9)]
 print(json.dumps(statistics.median(each[4:])))
 """
 
+LARGE = """
+import ctypes
+from vlmae.host_memory import keep_freed_memory
+
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+block = libc.malloc(ctypes.c_size_t(3 << 30))
+end = libc.sbrk(0)
+libc.free(ctypes.c_void_p(block))
+print(block is not None and libc.sbrk(0) == end)
+"""
+
+
+def run(program: str, *arguments: str) -> str:
+    """What a Python program prints in a process of its own."""
+    command = [sys.executable, "-c", program, *arguments]
+    env = {"JAX_PLATFORMS": "cpu", "PATH": ""}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
 
 def cleared_mib(mode: str) -> float:
     """MiB that a step takes from the kernel, once there were some."""
-    env = {"JAX_PLATFORMS": "cpu", "PATH": ""}
-    command = [sys.executable, "-c", STEPS, mode]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    return json.loads(run(STEPS, mode))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_a_step_takes_no_new_memory_from_the_kernel():
     assert cleared_mib("keep") < 8
     assert cleared_mib("as it is") > 64, "else this test shows nothing"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_blocks_larger_than_2_gib_stay_too():
+    assert run(LARGE).strip() == "True"
