@@ -21,13 +21,9 @@ PROGRAM = """
 import os, time
 from experiments.benchmarks.own_process import OwnProcess
 
-class Number:
-    def number(self):
-        return os.getpid()
-
 if __name__ == "__main__":
-    with OwnProcess(Number) as process:
-        print(process.call("number"), flush=True)
+    with OwnProcess(os.getpid) as process:
+        print(process.call(""), flush=True)
         time.sleep(600)
 """
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlmae.model_config import VitLayout
-from vlmae.models.layers import BERT_EPS, TOKEN_INIT
+from vlmae.models.layers import BERT_EPS, TOKEN_INIT, dot_rows
 
 
 def normalize_pixels(video: Array, layout: VitLayout) -> Float[Array, "*b 3"]:
@@ -118,5 +118,4 @@ class BertEmbeddings(nn.Module):
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Scores of every word: the product with the word table (tied weights)."""
-        scores = self.word.attend(x.reshape(-1, x.shape[-1]))  # rows of one matrix: see dot_rows
-        return scores.reshape(*x.shape[:-1], -1)
+        return dot_rows(x.astype(self.dtype), self.word.embedding.T.astype(self.dtype))

@@ -44,7 +44,7 @@ def dot_rows(
     return y.reshape(*x.shape[:-1], -1)
 
 
-Dense = functools.partial(nn.Dense, dot_general=dot_rows)
+Dense = functools.partial(nn.Dense, dot_general=dot_rows)  # every dense layer of the models
 
 
 def to_width(embed: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:

@@ -13,7 +13,7 @@ from vlmae.models.embeddings import normalize_pixels, patchify
 from vlmae.models.frame_selector import FrameChoice, FrameSelector, keep_frames
 from vlmae.models.fusion import ConcatFusion, CrossAttentionFusion
 from vlmae.models.heads import Classifier, Projection, WordTransform
-from vlmae.models.layers import BERT_INIT, take_rows
+from vlmae.models.layers import BERT_INIT, Dense, take_rows
 from vlmae.models.multiway import MultiWayFusion, WordReader
 from vlmae.models.pixel_decoder import Painted, PixelDecoder
 from vlmae.models.text_encoder import TextEncoder, TextFeatures
@@ -58,7 +58,7 @@ class VideoLanguageModel(nn.Module):
         )
         self.video_projection = Projection(config.embed_dim)
         self.text_projection = Projection(config.embed_dim)
-        self.match_head = nn.Dense(2, kernel_init=BERT_INIT)
+        self.match_head = Dense(2, kernel_init=BERT_INIT)
         self.word_transform = WordTransform(config.dtype)
         self.classifier = Classifier(config.num_classes)
         self.answer_decoder = AnswerDecoder(
@@ -144,7 +144,7 @@ class VideoLanguageModel(nn.Module):
     @nn.compact
     def choose(self, fused: Float[Array, "b q d"], num_options: int) -> Float[Array, "b c"]:
         """Logits of a question's options, or one option's score, from the fused [CLS], float32."""
-        head = nn.Dense(num_options, kernel_init=BERT_INIT, name="choice_head")
+        head = Dense(num_options, kernel_init=BERT_INIT, name="choice_head")
         return head(fused[:, 0].astype(jnp.float32))
 
     def classify(self, fused: Float[Array, "b q d"]) -> Float[Array, "b c"]:
