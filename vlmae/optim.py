@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from vlmae.config import OptimConfig
 from vlmae.model_config import ModelConfig
@@ -25,7 +25,13 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     else:
         decay = optax.linear_schedule(peak, end, decay_steps)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+    def rate(updates: Int[Array, ""] | int) -> Float[Array, ""]:
+        since = updates - config.warmup_steps
+        # Not a `where`: XLA would write the cosine into the update of every single array.
+        return jax.lax.cond(since < 0, warmup, lambda _: decay(since), updates)
+
+    return rate
 
 
 def decay_mask(params: PyTree) -> PyTree:

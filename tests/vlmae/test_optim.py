@@ -51,6 +51,14 @@ PARAMS = {
 }
 
 
+def test_the_cosine_is_not_computed_for_every_array():
+    """XLA copies what is one number into whatever reads it, unless it comes from a branch."""
+    params = {str(i): PARAMS for i in range(3)}
+    tx = make_optimizer(OptimConfig(warmup_steps=2), 10)
+    update = jax.jit(tx.update).lower(params, tx.init(params), params)
+    assert update.compile().as_text().count(" cosine(") == 2, "for what decays and for the rest"
+
+
 def test_only_matrices_decay():
     flags = {jax.tree_util.keystr(p): x for p, x in jax.tree.leaves_with_path(decay_mask(PARAMS))}
     assert {name for name, decays in flags.items() if decays} == {

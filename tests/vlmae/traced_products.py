@@ -1,4 +1,4 @@
-"""The operations of the matrix products of a traced function: an oracle for formulas of them."""
+"""What a traced function consists of: the oracle for formulas of a model's operations."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -39,6 +39,15 @@ def equation_operations(equation: JaxprEqn) -> int:
     if name == "conv_general_dilated" or (inner and name in ("while", "cond")):
         raise ValueError(f"cannot count {name}")
     return inner * params["length"] if name == "scan" else inner
+
+
+def equations(jaxpr: Jaxpr, name: str) -> Iterator[JaxprEqn]:
+    """The equations of this primitive, as often as they are reached by calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in called(equation.params):
+            yield from equations(inner, name)
 
 
 def called(params: dict) -> Iterator[Jaxpr]:

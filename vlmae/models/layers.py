@@ -263,13 +263,17 @@ class Block(nn.Module):
         return Attention(self.num_heads, self.kernel_init, self.dtype, self.attention, name=name)
 
 
-def remat_class(kind: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """The class of a block, or one whose activations the backward pass computes again."""
-    if remat == "none":
-        return kind
-    # Products of activations with parameters have no batch dimension, those of attention have.
-    dense_layers = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return nn.remat(kind, policy=dense_layers if remat == "selective" else None)
+@functools.cache
+def block_class(kind: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """The class of a block as models use it: traced once for all blocks that are equal.
+
+    With `remat`, the backward pass computes its activations again.
+    """
+    if remat != "none":
+        # Products of activations with parameters have no batch dimension, those of attention have.
+        dense_layers = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        kind = nn.remat(kind, policy=dense_layers if remat == "selective" else None)
+    return nn.jit(kind)
 
 
 def vit_norm(name: str, dtype: str) -> nn.LayerNorm:
@@ -281,7 +285,7 @@ def vit_block(
     num_heads: int, mlp_dim: int, name: str, *, remat: Remat, dtype: str, attention: str
 ) -> Block:
     """A ViT layer (pre-norm, eps of MAE), for every part of the model that is no BERT."""
-    return remat_class(Block, remat)(**vit_options(num_heads, mlp_dim, dtype, attention), name=name)
+    return block_class(Block, remat)(**vit_options(num_heads, mlp_dim, dtype, attention), name=name)
 
 
 def vit_options(num_heads: int, mlp_dim: int, dtype: str, attention: str) -> dict:

@@ -19,7 +19,7 @@ from vlmae.models.layers import (
     Dense,
     Mlp,
     Source,
-    remat_class,
+    block_class,
     to_width,
     vit_norm,
 )
@@ -219,7 +219,7 @@ class MultiWayFusion(nn.Module):
         ]
 
     def _layers(self, attentions: Sequence[Attention]) -> list[WayLayer]:
-        layer = remat_class(WayLayer, self.remat)
+        layer = block_class(WayLayer, self.remat)
         sizes = (self.text.mlp_dim, self.text.dropout, self.deterministic, self.dtype)
         return [layer(attention, *sizes) for attention in attentions]
 

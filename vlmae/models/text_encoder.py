@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.model_config import Remat, TextEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import BertEmbeddings
-from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, remat_class
+from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, block_class
 
 
 class TextFeatures(NamedTuple):
@@ -45,7 +45,7 @@ def bert_block(
     attention: str = "xla",
 ) -> Block:
     """A BERT layer, for the text encoder and the fusion alike."""
-    return remat_class(Block, remat)(
+    return block_class(Block, remat)(
         config.num_heads,
         config.mlp_dim,
         pre_norm=False,

@@ -15,7 +15,7 @@ from vlmae.masking import PatchMask
 from vlmae.model_config import Remat, VideoEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
 from vlmae.models.embeddings import sincos_clip_positions, sincos_positions
-from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, Dense, remat_class, vit_options
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Block, Dense, block_class, vit_options
 from vlmae.models.relative_bias import RelativeBias
 from vlmae.models.temporal import Temporal, with_cls_place
 from vlmae.models.thinning import ThinningBlock
@@ -182,9 +182,9 @@ class VideoEncoder(nn.Module):
             "name": f"block_{i}",
         }
         if not thins:
-            return remat_class(Block, self.remat)(**options)
+            return block_class(Block, self.remat)(**options)
         thinning = {"sparsify": config.sparsify, "keep_rate": self.keep_rate}
-        return remat_class(ThinningBlock, self.remat)(**options, **thinning)
+        return block_class(ThinningBlock, self.remat)(**options, **thinning)
 
     def _positions(self, t: int) -> tuple[Float[Array, "#c d"], Float[Array, "#t n d"]]:
         """What is added to a frame's leading tokens, and to its patches at one time or each."""
