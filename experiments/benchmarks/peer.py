@@ -46,6 +46,7 @@ class TorchBatch(NamedTuple):
     other_video: Tensor  # [b], the row of the hard clip of each text
     question: tuple[Tensor, Tensor] | None  # MCM's texts, ids and mask [b q]
     answer: Tensor  # [b], the place of the true caption
+    asked: Tensor  # [b], False for a row without enough wrong captions
 
 
 class Peer(torch_model.VideoLanguageModel):
@@ -79,7 +80,8 @@ class Peer(torch_model.VideoLanguageModel):
             total = total + self.paint(video, batch)
         if batch.question is not None:
             logits = self.choose(self.encode_text(*batch.question), video)
-            total = total + F.cross_entropy(logits.float(), batch.answer)
+            losses = F.cross_entropy(logits.float(), batch.answer, reduction="none")
+            total = total + (losses * batch.asked).sum() / batch.asked.sum().clamp(min=1)
         return total
 
     def encode_video(self, video: Tensor, kept_ids: Tensor) -> VideoFeatures:

@@ -82,11 +82,12 @@ def draw(
         "other_video": video.index,
         "question": None,
         "answer": jnp.zeros_like(text.index),
+        "asked": jnp.ones_like(batch.valid),
     }
     if config.mcm:
-        options, answer, _ = draw_options(batch, keys["mcm"], config)
+        options, answer, asked = draw_options(batch, keys["mcm"], config)
         question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
-        drawn |= {"question": tuple(question), "answer": answer}
+        drawn |= {"question": tuple(question), "answer": answer, "asked": asked}
     return drawn
 
 

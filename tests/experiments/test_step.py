@@ -32,8 +32,8 @@ TINY = {
 }
 
 
-def tiny(name: str) -> ExperimentConfig:
-    return override(sides.variant_config("S", 2, name, batch_size=4), TINY)
+def tiny(name: str, batch_size: int = 4) -> ExperimentConfig:
+    return override(sides.variant_config("S", 2, name, batch_size), TINY)
 
 
 @pytest.fixture
@@ -82,6 +82,11 @@ def test_peer_has_our_losses_and_gradients(name, without_noise, monkeypatch):
         scale = np.abs(ours).max()
         assert scale > 0
         np.testing.assert_allclose(ours.T / scale, theirs.grad / scale, rtol=0, atol=1e-4)
+
+
+def test_both_sides_ask_nothing_where_wrong_captions_are_too_few():
+    """MCM wants three of them; two rows have one each."""
+    step.check_losses(*sides.losses_of(tiny("MuLTI", batch_size=2)))
 
 
 RNGS = {"dropout": jax.random.key(3), "noise": jax.random.key(4)}

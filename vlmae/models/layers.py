@@ -267,7 +267,8 @@ class Block(nn.Module):
 def block_class(kind: type[nn.Module], remat: Remat) -> type[nn.Module]:
     """The class of a block as models use it: traced once for all blocks that are equal.
 
-    With `remat`, the backward pass computes its activations again.
+    (In a profile they all bear the first one's name.) With `remat`, the backward pass computes its
+    activations again.
     """
     if remat != "none":
         # Products of activations with parameters have no batch dimension, those of attention have.
