@@ -216,7 +216,8 @@ def train(
         batches = stack.enter_context(contextlib.closing(make_batches(start, *process_part(mesh))))
         steps = make_steps(config, mesh, state, progress.print)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        schedule, param_norm = make_schedule(config.optim, last), jax.jit(global_norm)
+        schedule = jax.jit(make_schedule(config.optim, last))
+        param_norm = jax.jit(global_norm)
         meter, bad_clips, pending = Meter(), 0, {}
         if profile and is_first():
             trace = stack.enter_context(Trace(workdir / "profile", progress.print, meter.paused))

@@ -80,8 +80,8 @@ class Peer(torch_model.VideoLanguageModel):
             total = total + self.paint(video, batch)
         if batch.question is not None:
             logits = self.choose(self.encode_text(*batch.question), video)
-            losses = F.cross_entropy(logits.float(), batch.answer, reduction="none")
-            total = total + (losses * batch.asked).sum() / batch.asked.sum().clamp(min=1)
+            values = F.cross_entropy(logits.float(), batch.answer, reduction="none")
+            total = total + mean_where(values, batch.asked)
         return total
 
     def encode_video(self, video: Tensor, kept_ids: Tensor) -> VideoFeatures:
