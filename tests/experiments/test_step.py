@@ -1,5 +1,8 @@
 """The peer of the step benchmark is the same model: equal losses and gradients, part by part."""
 
+import json
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from experiments.benchmarks import sides, step
 from experiments.benchmarks.cost import VOCAB_SIZE
+from experiments.benchmarks.own_process import in_own_process
 from experiments.benchmarks.peer import Peer
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
@@ -108,6 +112,21 @@ def test_ratios_compare_steps_of_one_round():
     assert (row["clips_per_sec"], row["peer_clips_per_sec"]) == (4.0, 4.0)
     line = "| S/16 | 4 | dense | 2.00 | 4.00 | 4.00 (compiled) | 1.00 (1.00-2.00) | 1.50 | 2.00 |"
     assert step.format_table([row]).splitlines()[2:] == [line]
+
+
+def test_a_killed_process_costs_one_line(monkeypatch, tmp_path, capsys):
+    def measure(config: ExperimentConfig, *_: object) -> dict:
+        if not config.model.video.mask.ratio:
+            in_own_process(os._exit, 1)
+        gib = {"ours": 1.5, "peer": 2.0}
+        return {"secs": {"ours": [1.0], "peer": [2.0]}, "peer": "eager", "gib": gib}
+
+    monkeypatch.setattr(step, "measure", measure)
+    step.main(("S",), (4,), ("MuLTI", "SMAUG"), out_dir=tmp_path)
+    report = json.loads((tmp_path / "step.json").read_text())
+    assert [row["variant"] for row in report["rows"]] == ["SMAUG"]
+    assert report["left_out"] == ["S/16, 4 frames, MuLTI"]
+    assert "left out, 1 of 2: S/16, 4 frames, MuLTI" in capsys.readouterr().out
 
 
 @pytest.mark.slow
