@@ -327,7 +327,8 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations; parameters, losses and softmax are always float32."""
     attention: Literal["xla", "cudnn"] = "xla"
-    """Attention kernel; cudnn is the fused one and needs a GPU and bfloat16."""
+    """Attention kernel; cudnn is the fused one, for training on GPUs in bfloat16. What has a mask
+    or a bias goes through xla all the same, and so does all that reads a run without a GPU."""
     remat: Remat = "none"
     """What the backward pass computes again in place of keeping it: none; selective: of every block
     all but the results of its dense layers (attention, norms, activations); full: every block."""
@@ -341,6 +342,16 @@ class ModelConfig:
                 f"model.{name}.width={part.width}",
             )
             check(part.depth >= 1, f"model.{name}.depth must be at least 1, not {part.depth}")
+            head = part.width // part.num_heads
+            check(
+                self.attention == "xla" or (head % 8 == 0 and head <= 128),
+                "model.attention=cudnn needs heads whose width is a multiple of 8 and at most 128, "
+                f"but model.{name} has {head}: change its width or num_heads",
+            )
+        check(
+            self.attention == "xla" or self.dtype == "bfloat16",
+            f"model.attention=cudnn needs model.dtype=bfloat16, not {self.dtype}",
+        )
         for name in ("video", "pixel_decoder"):
             width = getattr(self, name).width
             check(width % 4 == 0, f"model.{name}.width={width} must be a multiple of 4")

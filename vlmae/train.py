@@ -309,9 +309,13 @@ def make_checked_mesh(config: ExperimentConfig) -> jax.sharding.Mesh:
     """The configured mesh, after checking that it divides batches and attention heads.
 
     Raises:
-      ValueError: names the config field and the mesh axes.
+      ValueError: names the config field and the mesh axes, or devices that lack what is asked for.
     """
     mesh, data = make_mesh(config.mesh), config.data
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError(
+            f"model.attention=cudnn needs a GPU, but jax finds {jax.default_backend()} devices"
+        )
     parts = config.optim.accumulate_steps
     name = "data.batch_size" + (f" / optim.accumulate_steps={parts}" if parts > 1 else "")
     check_batch_size(data.batch_size // parts, mesh, name)

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from vlmae.choices import Caption
 from vlmae.config import ExperimentConfig
+from vlmae.config_tree import override
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel, build_model
@@ -106,8 +107,12 @@ def programs(config: ExperimentConfig, params: PyTree) -> dict[str, Program]:
 def bound(
     config: ExperimentConfig, params: PyTree, method: Callable
 ) -> Callable[[dict[str, Array]], dict[str, Array]]:
-    """A method of the model with its parameters, as a function of a dict of arrays."""
-    model, variables = build_model(config), {"params": jax.tree.map(jnp.asarray, params)}
+    """A method of the model with its parameters, as a function of a dict of arrays.
+
+    Its attention is XLA's: what is exported has to run on other devices.
+    """
+    model = build_model(override(config, {"model.attention": "xla"}))
+    variables = {"params": jax.tree.map(jnp.asarray, params)}
 
     def run(inputs: dict[str, Array]) -> dict[str, Array]:
         return model.apply(variables, **inputs, method=method)

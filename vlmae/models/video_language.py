@@ -1,5 +1,7 @@
 """The one composition: video encoder, text encoder, fusion, heads. Objectives call its methods."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -177,5 +179,8 @@ class VideoLanguageModel(nn.Module):
 
 
 def build_model(config: ExperimentConfig, *, deterministic: bool = True) -> VideoLanguageModel:
-    """The model of an experiment."""
-    return VideoLanguageModel(config.model, config.data.image_size, deterministic)
+    """The model of an experiment; where there is no GPU, with XLA's attention."""
+    model = config.model
+    if jax.default_backend() != "gpu":
+        model = dataclasses.replace(model, attention="xla")
+    return VideoLanguageModel(model, config.data.image_size, deterministic)

@@ -1,0 +1,100 @@
+"""Attention by cuDNN's kernel is that of XLA's, for any number of tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import SMALL, init_params, random_batch
+from jax import export
+
+from vlmae.config_tree import override
+from vlmae.interop.programs import bound, programs
+from vlmae.models.layers import Attention
+from vlmae.models.video_language import build_model
+from vlmae.train import make_checked_mesh
+
+FUSED = {"model.attention": "cudnn", "model.dtype": "bfloat16"}
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """Calls of the fused kernel, of which a stand-in takes only what JAX lets it take."""
+    attend, calls = jax.nn.dot_product_attention, []
+
+    def stand_in(query, key, value, *, implementation, bias=None, mask=None, **lengths):
+        if implementation == "cudnn":
+            assert bias is None and mask is None
+            assert query.shape[1] % 2 == 0 and key.shape[1] % 2 == 0
+            calls.append((query.shape[1], key.shape[1]))
+        return attend(query, key, value, bias=bias, mask=mask, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    return calls
+
+
+def outputs_and_gradients(implementation: str, x: jax.Array, context: jax.Array, **options):
+    attention = Attention(num_heads=2, implementation=implementation)
+    params = attention.init(jax.random.key(0), x, context, **options)
+
+    def loss(params, x, context):
+        out = attention.apply(params, x, context, **options).tokens
+        return (out * jnp.arange(out.size).reshape(out.shape)).sum(), out
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(params, x, context)
+
+
+@pytest.mark.parametrize("queries", [4, 5])
+@pytest.mark.parametrize("keys", [6, 7])
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_fused_attention_is_the_plain_one(queries, keys, with_lengths, fused_calls):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, queries, 8)), jnp.float32)
+    context = jnp.asarray(rng.normal(size=(3, keys, 8)), jnp.float32)
+    lengths = jnp.array([1, keys, 3], jnp.int32) if with_lengths else None
+    plain, fused = (
+        outputs_and_gradients(kind, x, context, lengths=lengths) for kind in ("xla", "cudnn")
+    )
+    assert set(fused_calls) == {(queries + queries % 2, keys + keys % 2)}
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, fused, plain)
+
+
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_masks_and_biases_are_for_the_plain_kernel(name, fused_calls):
+    given = jnp.tri(4, dtype=bool)[None] if name == "mask" else jnp.tri(4)[None, None]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 8)), jnp.float32)
+    plain, fused = (outputs_and_gradients(kind, x, x, **{name: given}) for kind in ("xla", "cudnn"))
+    assert not fused_calls
+    jax.tree.map(np.testing.assert_array_equal, fused, plain)
+
+
+def test_without_a_gpu_a_run_is_read_and_not_trained():
+    config = override(SMALL, FUSED)
+    assert build_model(config).config.attention == "xla"
+    with pytest.raises(ValueError, match="attention=cudnn needs a GPU, but jax finds cpu devices"):
+        make_checked_mesh(config)
+
+
+def test_what_is_exported_runs_on_other_devices(monkeypatch):
+    params = init_params(build_model(SMALL), random_batch())
+    config = override(SMALL, FUSED)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for program in programs(config, params).values():
+        run = jax.jit(bound(config, params, program.method))
+        lowered = export.export(run, platforms=("cpu", "cuda"))(program.inputs)
+        assert "cudnn" not in lowered.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.dtype": "float32"}, "needs model.dtype=bfloat16, not float32"),
+        ({"model.text.num_heads": 4}, "model.text has 4"),
+        ({"model.pixel_decoder.width": 136 * 2}, "model.pixel_decoder has 136"),
+    ],
+)
+def test_what_the_fused_kernel_does_not_take(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(SMALL, FUSED | changes)
