@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from helpers import SMALL, init_params, random_batch
 from jax import export
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 from vlmae.config_tree import override
 from vlmae.interop.programs import bound, programs
 from vlmae.models.layers import Attention
 from vlmae.models.video_language import build_model
+from vlmae.objectives import compute_losses
 from vlmae.train import make_checked_mesh
 
 FUSED = {"model.attention": "cudnn", "model.dtype": "bfloat16"}
@@ -35,7 +38,7 @@ def fused_calls(monkeypatch):
 
 
 def outputs_and_gradients(implementation: str, x: jax.Array, context: jax.Array, **options):
-    attention = Attention(num_heads=2, implementation=implementation)
+    attention = Attention(num_heads=2, implementation=implementation, dtype=str(x.dtype))
     params = attention.init(jax.random.key(0), x, context, **options)
 
     def loss(params, x, context):
@@ -45,20 +48,66 @@ def outputs_and_gradients(implementation: str, x: jax.Array, context: jax.Array,
     return jax.grad(loss, (0, 1, 2), has_aux=True)(params, x, context)
 
 
+def both_kernels(queries: int, keys: int, with_lengths: bool, width: int, dtype: str) -> tuple:
+    """Outputs and gradients by XLA and by cuDNN, of the same noise."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, queries, width)), dtype)
+    context = jnp.asarray(rng.normal(size=(3, keys, width)), dtype)
+    lengths = jnp.array([1, keys, 3], jnp.int32) if with_lengths else None
+    run = functools.partial(outputs_and_gradients, x=x, context=context, lengths=lengths)
+    return run("xla"), run("cudnn")
+
+
+def assert_close(found: PyTree, wanted: PyTree, tolerance: float) -> None:
+    """Differences are measured by the largest value of all; keys' biases have gradients of zero."""
+    found, wanted = (np.float32(ravel_pytree(tree)[0]) for tree in (found, wanted))
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+lengths_of_texts = pytest.mark.parametrize("with_lengths", [False, True])
+
+
+@lengths_of_texts
 @pytest.mark.parametrize("queries", [4, 5])
 @pytest.mark.parametrize("keys", [6, 7])
-@pytest.mark.parametrize("with_lengths", [False, True])
 def test_fused_attention_is_the_plain_one(queries, keys, with_lengths, fused_calls):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(3, queries, 8)), jnp.float32)
-    context = jnp.asarray(rng.normal(size=(3, keys, 8)), jnp.float32)
-    lengths = jnp.array([1, keys, 3], jnp.int32) if with_lengths else None
-    plain, fused = (
-        outputs_and_gradients(kind, x, context, lengths=lengths) for kind in ("xla", "cudnn")
-    )
+    plain, fused = both_kernels(queries, keys, with_lengths, width=8, dtype="float32")
     assert set(fused_calls) == {(queries + queries % 2, keys + keys % 2)}
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    jax.tree.map(close, fused, plain)
+    assert_close(fused, plain, tolerance=1e-6)
+
+
+@pytest.fixture
+def gpu():
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU")
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+@lengths_of_texts
+@pytest.mark.parametrize("queries", [32, 197])
+@pytest.mark.parametrize("keys", [40, 197])
+def test_cudnn_attends_as_xla_does(queries, keys, with_lengths):
+    plain, fused = both_kernels(queries, keys, with_lengths, width=128, dtype="bfloat16")
+    assert_close(fused, plain, tolerance=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+def test_cudnn_gives_a_model_the_same_losses():
+    batch = random_batch()
+    params = init_params(build_model(SMALL), batch)
+
+    def losses(attention: str) -> dict:
+        def run(model, batch):
+            return compute_losses(model, batch, jax.random.key(0), SMALL.objectives).metrics
+
+        model = build_model(override(SMALL, FUSED | {"model.attention": attention}))
+        return model.apply({"params": params}, batch, method=run)
+
+    plain, fused = losses("xla"), losses("cudnn")
+    for name in ("vtc", "vtm", "mlm", "mvm"):
+        assert_close(fused[f"loss/{name}"], plain[f"loss/{name}"], tolerance=2e-2)
 
 
 @pytest.mark.parametrize("name", ["mask", "bias"])
