@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from vlmae.config import OptimConfig
 from vlmae.model_config import ModelConfig
-from vlmae.sharding import path_name
+from vlmae.sharding import is_matrix, path_name
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -36,11 +36,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 def decay_mask(params: PyTree) -> PyTree:
     """True for the matrices (kernels and embedding tables); biases, norms, tokens do not decay."""
-
-    def decays(path: tuple, _) -> bool:
-        return path_name(path).rsplit("/", 1)[-1] in ("kernel", "embedding")
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(path_name(path)), params)
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:

@@ -167,10 +167,16 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def is_matrix(name: str) -> bool:
+    """True for the path of a kernel or of an embedding table, False for biases, scales, tokens."""
+    return name.rsplit("/", 1)[-1] in ("kernel", "embedding")
+
+
 def partition(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
     """The partition of one parameter: the tensor rule first, then fsdp on the largest dimension.
 
-    A dimension that an axis does not divide stays whole.
+    A dimension that an axis does not divide stays whole. fsdp cuts matrices alone: the hundreds of
+    biases and scales are a few MB, which the optimizer joins, and each would cross the network.
     """
     spec: list[str | None] = [None] * len(shape)
     for pattern, dim in TENSOR_RULES:
@@ -179,6 +185,6 @@ def partition(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
                 spec[dim] = "tensor"
             break
     free = [d for d in range(len(shape)) if spec[d] is None and shape[d] % sizes["fsdp"] == 0]
-    if sizes["fsdp"] > 1 and free:
+    if sizes["fsdp"] > 1 and is_matrix(name) and free:
         spec[max(free, key=lambda d: shape[d])] = "fsdp"
     return P(*spec)
