@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 from published_sets import FILES, MEDIA, fill
+from test_experiments import step_of
 
 from data_pipelines.classes import Classes, classes_for
 from data_pipelines.config import DataConfig
@@ -21,11 +22,9 @@ from data_pipelines.prepare import PUBLISHED, prepare
 from data_pipelines.records import Batch
 from data_pipelines.stored import tokenizer_for
 from vlmae.cli import run_experiment, with_classes, with_vocabulary
-from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.objectives import OBJECTIVES
-from vlmae.sharding import make_mesh
-from vlmae.train import make_init, make_step
 
 BATCH_SIZE = 4
 SMALL = {
@@ -125,8 +124,7 @@ def test_from_annotations_to_a_step(name, small):
 
 def check_step(config: ExperimentConfig, batches: list[Batch]) -> None:
     """A step gives a state like the one before, and the losses of the objectives, no others."""
-    state = jax.eval_shape(make_init(config), 0)
-    step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
+    step, state = step_of(config)
     for batch in batches:
         after, metrics = jax.eval_shape(step, state, batch)
         before, after = (jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (state, after))

@@ -2,17 +2,19 @@
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import PyTree
 
+from experiments.benchmarks.cost import one_device
 from vlmae.choices import SLOT
-from vlmae.config import ExperimentConfig, MeshConfig
+from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
 from vlmae.objectives import OBJECTIVES
-from vlmae.sharding import make_mesh
 from vlmae.train import make_init, make_step
 
 FILES = sorted((Path(__file__).parents[2] / "experiments").glob("[!_]*.py"))
@@ -35,14 +37,19 @@ def filled(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
+def step_of(config: ExperimentConfig) -> tuple[Callable, PyTree]:
+    """The training step of a config, jitted for one device, and the shapes of its state."""
+    state = jax.eval_shape(make_init(config), 0)
+    return make_step(config, one_device(), state), state
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_experiment(file):
     module = importlib.import_module(f"experiments.{file.stem}")
     assert f"python experiments/{file.stem}.py" in module.__doc__
     config = filled(module.get_config())
     weights = {name: getattr(config.objectives, name) for name in OBJECTIVES}
-    state = jax.eval_shape(make_init(config), 0)
-    step = make_step(config, make_mesh(MeshConfig(data=1), jax.devices()[:1]), state)
+    step, state = step_of(config)
     for source in config.data.train:
         batch = abstract_batch(config, source)
         after, metrics = jax.eval_shape(step, state, batch)

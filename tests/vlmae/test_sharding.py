@@ -154,6 +154,7 @@ def test_retrieval(results, mesh):
         ("a/mlp/up/kernel", (8, 32), (1, 4, 2), P("fsdp", "tensor")),
         ("a/attention/query/kernel", (6, 12), (1, 4, 2), P(None, "tensor")),
         ("word/embedding", (31, 8), (1, 4, 2), P(None, "fsdp")),
+        ("cls", (7,), (1, 4, 1), P(None)),
         # fsdp leaves alone what the optimizer joins
         ("a/mlp/up/bias", (32,), (1, 4, 2), P("tensor")),
         ("a/mlp/up/bias", (32,), (1, 4, 1), P(None)),
