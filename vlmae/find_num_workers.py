@@ -20,7 +20,7 @@ from vlmae.train import at_keep_rate, keep_rates, make_checked_mesh, make_step
 
 MARGIN = 1.25  # workers do not all take the same time, and a machine has more to do
 BATCHES = 8
-MADE_AHEAD = 3  # by one worker, while nobody asked
+MADE_AHEAD = 6  # batches of one worker at most, while nobody asked: grain's two queues, two hands
 
 
 def find_num_workers(config: ExperimentConfig, batches: Iterator[Batch]) -> int:

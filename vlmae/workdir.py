@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -36,6 +38,7 @@ RESUME_MAY_CHANGE = (
 ENVIRONMENT = "environment.json"
 INIT_REPORT = "init.txt"  # what was loaded before the first step, name by name
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # never opened: they can run code
+CPUINFO = Path("/proc/cpuinfo")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "vlmae")
 
 
@@ -106,9 +109,10 @@ def environment() -> dict:
     """Versions, git revision and devices, for the record."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
         "git_revision": git_revision(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
         "processes": jax.process_count(),
     }
 
@@ -128,8 +132,19 @@ def git_revision() -> str:
         return ""
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The installed versions."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {package: version(package) for package in packages}
+
+
+def _cpu_name() -> str:
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

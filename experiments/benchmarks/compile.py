@@ -3,11 +3,12 @@
     python -m experiments.benchmarks.compile
     python -m experiments.benchmarks.compile --sizes B --variants SMAUG
 
-Every figure is of a process of its own: first with an empty cache, then with what that left. Set
-`JAX_COMPILATION_CACHE_DIR` to have the same in your runs. Tracing is the time in which Python walks
-through the model; no cache spares it.
+Every figure is of a process of its own: first with an empty cache, then with what that left; both
+several times. Set `JAX_COMPILATION_CACHE_DIR` to have the same in your runs. Tracing is the time in
+which Python walks through the model; no cache spares it.
 """
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax
 
 from experiments.benchmarks.cost import FULL, MASKED, Size, base_config, one_device
 from experiments.benchmarks.own_process import cache_in, in_own_process
-from experiments.benchmarks.report import write_report
+from experiments.benchmarks.report import print_report, write_report
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
 from vlmae.host_memory import keep_freed_memory
@@ -27,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": F
 
 
 def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str, float]:
-    """Seconds in this process: to make the first state, to trace the step, to compile it."""
+    """Seconds in this process: to make the first state; to trace the step, to compile it, both."""
     keep_freed_memory()  # as training does
     dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     base = base_config(size, batch_size, dtype)
@@ -43,22 +44,21 @@ def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str,
     lowered.compile()
     times.append(time.perf_counter())
     names = ("state", "trace", "compile")
-    return {name: times[i + 1] - times[i] for i, name in enumerate(names)}
+    secs = {name: times[i + 1] - times[i] for i, name in enumerate(names)}
+    return secs | {"step": secs["trace"] + secs["compile"]}
 
 
 def format_table(rows: list[dict]) -> str:
-    """Markdown, in seconds."""
+    """Markdown, in seconds: medians, and from least to most."""
     lines = [
         "| ViT | step | cache | first state | tracing the step | compiling it | step, both |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         for cache in ("cold", "cached"):
-            secs = r[cache]
-            cells = [f"{secs[name]:.1f}" for name in ("state", "trace", "compile")]
-            both = f"{secs['trace'] + secs['compile']:.1f}"
-            cells = [f"{r['size']}/16", r["variant"], cache, *cells, both]
-            lines.append("| " + " | ".join(cells) + " |")
+            parts = [[secs[name] for secs in r[cache]] for name in r[cache][0]]
+            cells = [f"{statistics.median(x):.1f} ({min(x):.1f}-{max(x):.1f})" for x in parts]
+            lines.append(f"| {r['size']}/16 | {r['variant']} | {cache} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -67,6 +67,7 @@ def main(
     variants: tuple[str, ...] = tuple(VARIANTS),
     frames: int = 4,
     batch_size: int = 4,
+    repeats: int = 3,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
     """Prints the table and writes compile.md and compile.json.
@@ -76,20 +77,23 @@ def main(
       variants: what is compiled.
       frames: of each clip.
       batch_size: clips in a step.
+      repeats: of each, from an empty cache.
       out_dir: where the table goes.
     """
     rows = []
     for size in sizes:
         for variant in variants:
-            arguments = (size, variant, frames, batch_size)
-            with tempfile.TemporaryDirectory() as folder:
-                cold, cached = (
-                    in_own_process(measure, *arguments, env=cache_in(folder)) for _ in range(2)
-                )
-            rows.append({"size": size, "variant": variant, "cold": cold, "cached": cached})
-            print(rows[-1], flush=True)
-    write_report(out_dir, "compile", format_table(rows), frames=frames, rows=rows)
-    print(format_table(rows))
+            row = {"size": size, "variant": variant, "cold": [], "cached": []}
+            for _ in range(repeats):
+                with tempfile.TemporaryDirectory() as folder:
+                    for cache in ("cold", "cached"):
+                        arguments = (size, variant, frames, batch_size)
+                        row[cache].append(in_own_process(measure, *arguments, env=cache_in(folder)))
+            rows.append(row)
+            print(format_table([row]), flush=True)
+    settings = {"frames": frames, "batch_size": batch_size, "repeats": repeats}
+    write_report(out_dir, "compile", format_table(rows), settings, rows=rows)
+    print_report(format_table(rows), settings)
 
 
 if __name__ == "__main__":

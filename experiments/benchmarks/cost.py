@@ -22,6 +22,7 @@ from experiments.benchmarks import report
 from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch, random_batch
+from vlmae.host_memory import keep_freed_memory
 from vlmae.model_config import (
     MaskConfig,
     ModelConfig,
@@ -31,7 +32,6 @@ from vlmae.model_config import (
 )
 from vlmae.sharding import make_mesh, put_batch
 from vlmae.train import make_init, make_step
-from vlmae.workdir import environment
 
 Size = Literal["S", "B"]
 WIDTHS = {"S": 384, "B": 768}
@@ -212,13 +212,12 @@ def main(
       dtype: of the activations; bfloat16 is slower than float32 on most CPUs.
       out_dir: where the table goes.
     """
+    keep_freed_memory()  # as training does
     given = (VARIANTS[compare], batch_size, rounds, dtype)
     rows = [r for size in sizes for r in measure(size, *given)]
     settings = {"compare": compare, "batch_size": batch_size, "rounds": rounds, "dtype": dtype}
-    report.write_report(
-        out_dir, f"cost_{compare}", format_table(rows), settings=settings, rows=rows
-    )
-    print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
+    report.write_report(out_dir, f"cost_{compare}", format_table(rows), settings, rows=rows)
+    report.print_report(format_table(rows), settings)
 
 
 if __name__ == "__main__":

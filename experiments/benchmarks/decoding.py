@@ -26,7 +26,7 @@ from data_pipelines.encode import encode_video
 from data_pipelines.reencode import Reencode
 from data_pipelines.reencode import reencode as encode_media
 from data_pipelines.rows import load_video
-from experiments.benchmarks.report import compare, write_report
+from experiments.benchmarks.report import compare, print_report, write_report
 
 WIDTH, HEIGHT, FPS, SECS = 320, 240, 25, 10
 WEB_GOP, WEB_CRF = 250, 23  # what x264 does unless told otherwise
@@ -172,8 +172,8 @@ def main(
     rows = [r for count in frames for r in measure(forms, count, rounds)]
     table = format_table(rows, kib)
     settings = {"clips": len(original), "rounds": rounds, "folder": folder and str(folder)}
-    write_report(out_dir, "decoding", table, settings=settings, kib_per_clip=kib, rows=rows)
-    print(f"{settings}\n{table}")
+    write_report(out_dir, "decoding", table, settings, kib_per_clip=kib, rows=rows)
+    print_report(table, settings)
 
 
 if __name__ == "__main__":

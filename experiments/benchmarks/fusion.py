@@ -23,15 +23,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from experiments.benchmarks.cost import base_config, compile_step, one_device
-from experiments.benchmarks.report import write_report
+from experiments.benchmarks.report import compare, print_report, write_report
 from vlmae.choices import SLOT
 from vlmae.config import ExperimentConfig
 from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
+from vlmae.host_memory import keep_freed_memory
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import build_model
-from vlmae.workdir import environment
 
 KINDS = ("multiway", "cross_attention", "concat")
 PATCHES = 196
@@ -170,15 +170,9 @@ def time_fusions(frames: int, words: int, batch_size: int, rounds: int) -> list[
     times = [{kind: run() for kind, run in runs.items()} for _ in range(1 + rounds)][1:]
     rows = []
     for kind in KINDS:
-        ratios = [secs[kind] / secs[KINDS[0]] for secs in times]
-        rows.append(
-            {
-                "kind": kind,
-                "secs_per_clip": statistics.median(secs[kind] for secs in times) / batch_size,
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-            }
-        )
+        own, first = ([secs[x] for secs in times] for x in (kind, KINDS[0]))
+        secs_per_clip = statistics.median(own) / batch_size
+        rows.append({"kind": kind, "secs_per_clip": secs_per_clip, **compare(own, first)})
     return rows
 
 
@@ -260,6 +254,7 @@ def main(
       timed: frames and words of the timed programs.
       out_dir: where the tables go.
     """
+    keep_freed_memory()  # as training does
     measure = fusion_memory if part == "fusion" else step_memory
     memory = []
     for shape in (Shape(kind, t, n) for n in words for t in frames for kind in KINDS):
@@ -270,10 +265,10 @@ def main(
     times = time_fusions(*timed, batch_size, rounds) if rounds else []
     settings = {"part": part, "batch_size": batch_size, "rounds": rounds, "timed": timed}
     tables = f"{format_memory(memory)}\n\n{format_growth(grown)}\n\n{format_times(times)}"
-    content = {"settings": settings, "memory": memory, "growth": grown, "times": times}
-    write_report(out_dir, part, tables, **content)
+    content = {"memory": memory, "growth": grown, "times": times}
+    write_report(out_dir, part, tables, settings, **content)
     plot_memory(memory, out_dir / f"{part}_memory.png")
-    print(f"{settings} on {', '.join(environment()['devices'])}\n{tables}\n")
+    print_report(tables, settings)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 
 The same clips, crops and number of worker processes for all; ours also turns captions into words.
 The clips are those of `experiments.benchmarks.decoding`, or of a folder; ours reads them as they
-are, and encoded again. Measured in rounds, each of which takes some batches of every pipeline in
-turn, after those that were made ahead; ratios compare within a round.
+are, and encoded again. Measured in rounds, each of which opens every pipeline in turn, takes what
+its workers may have made before anybody asked, times some batches more, and closes it: none works
+while another one is timed. Ratios compare within a round.
 """
 
 import contextlib
@@ -25,8 +26,9 @@ from data_pipelines.pipeline import train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.reencode import Reencode
 from experiments.benchmarks.decoding import OTHER_FORM, make_clip, read_folder
-from experiments.benchmarks.loaders import READ_AHEAD, READERS, torch_batches
-from experiments.benchmarks.report import compare, write_report
+from experiments.benchmarks.loaders import READERS, torch_batches
+from experiments.benchmarks.report import compare, print_report, write_report
+from vlmae.find_num_workers import MADE_AHEAD
 
 
 def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
@@ -39,11 +41,14 @@ def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
     return paths
 
 
-def our_batches(folder: Path, config: DataConfig, reencode: Reencode | None) -> Iterator:
-    """Endless batches of our pipeline from a data set that is made of the manifest in a folder."""
-    name = "stored" if reencode is None else "encoded"
+def store(folder: Path, name: str, reencode: Reencode | None) -> None:
+    """Makes a data set of the manifest in a folder."""
     splits = {"train": folder / "manifest.jsonl"}
     prepare("manifest", folder, name=name, splits=splits, reencode=reencode)
+
+
+def our_batches(folder: Path, config: DataConfig, name: str) -> Iterator:
+    """Endless batches of our pipeline from a data set that `store` made."""
     source = SourceConfig(name, num_frames=config.train[0].num_frames)
     own = dataclasses.replace(config, train=(source,), data_dir=str(folder))
     with train_batches(own, 0, seed=0) as batches:
@@ -51,7 +56,7 @@ def our_batches(folder: Path, config: DataConfig, reencode: Reencode | None) -> 
 
 
 def time_batches(batches: Iterator, skip: int, count: int) -> float:
-    """Seconds for so many batches, after those that were made ahead."""
+    """Seconds for so many batches, after some that do not count."""
     for _ in range(skip):
         next(batches)
     start = time.perf_counter()
@@ -63,17 +68,13 @@ def time_batches(batches: Iterator, skip: int, count: int) -> float:
 def measure(
     makers: dict[str, Callable[[], Iterator]], rounds: int, skip: int, count: int
 ) -> dict[str, list[float]]:
-    """Seconds of every pipeline in every round, after one that starts the workers."""
+    """Seconds of every pipeline in every round; there is one of them at a time."""
     secs: dict[str, list[float]] = {name: [] for name in makers}
-    with contextlib.ExitStack() as stack:
-        pipelines = {
-            name: stack.enter_context(contextlib.closing(make())) for name, make in makers.items()
-        }
-        for number in range(1 + rounds):
-            for name, batches in pipelines.items():
-                taken = time_batches(batches, skip, count)
-                secs[name] += [taken] * (number > 0)
-            print(f"round {number} of {rounds}", flush=True)
+    for number in range(rounds):
+        for name, make in makers.items():
+            with contextlib.closing(make()) as batches:
+                secs[name].append(time_batches(batches, skip, count))
+        print(f"round {number + 1} of {rounds}", flush=True)
     return secs
 
 
@@ -118,8 +119,8 @@ def main(
       frames: sampled of each clip.
       clips: how many are made, or read from the folder.
       batch_size: clips in a batch.
-      batches: of each pipeline in a round.
-      rounds: measured rounds, after one that warms up.
+      batches: of each pipeline that are timed in a round.
+      rounds: of all pipelines.
       workers: processes that decode; 0: one for each core.
       folder: videos to measure with, in place of those made here.
       reencode: the other form of storage.
@@ -132,22 +133,25 @@ def main(
     )
     media = read_folder(folder, clips) if folder else [make_clip(i) for i in range(clips)]
     with tempfile.TemporaryDirectory() as made:
-        paths = write_clips(media, Path(made))
+        folder_made = Path(made)
+        paths = write_clips(media, folder_made)
+        store(folder_made, "stored", None)
+        store(folder_made, "encoded", reencode)
         makers = {
             f"{reader}, files as they are": lambda reader=reader: torch_batches(
                 paths, reader, config
             )
             for reader in READERS
         }
-        makers["ours, stored as they are"] = lambda: our_batches(Path(made), config, None)
-        makers[f"ours, {reencode}"] = lambda: our_batches(Path(made), config, reencode)
-        skip = READ_AHEAD * workers + 1
-        secs = measure(makers, rounds, skip, batches)
+        makers["ours, stored as they are"] = lambda: our_batches(folder_made, config, "stored")
+        makers[f"ours, {reencode}"] = lambda: our_batches(folder_made, config, "encoded")
+        secs = measure(makers, rounds, MADE_AHEAD * workers, batches)
     rows = rows_of(secs, batch_size * batches, cores)
     settings = {"frames": frames, "clips": len(media), "batch_size": batch_size, "cores": cores}
-    settings |= {"workers": workers, "folder": folder and str(folder)}
-    write_report(out_dir, "input", format_table(rows), settings=settings, secs=secs, rows=rows)
-    print(f"{settings}\n{format_table(rows)}")
+    settings |= {"batches": batches, "rounds": rounds, "workers": workers}
+    settings |= {"folder": folder and str(folder)}
+    write_report(out_dir, "input", format_table(rows), settings, secs=secs, rows=rows)
+    print_report(format_table(rows), settings)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from pathlib import Path
 import av
 import numpy as np
 from jaxtyping import UInt8
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from data_pipelines.config import DataConfig
 from data_pipelines.sampling import segment_times
 from data_pipelines.transforms import train_view
 
 Frames = UInt8[np.ndarray, "t h w 3"]
-READ_AHEAD = 2  # batches by each worker, torch's default
+ENDLESS = 10**9  # clips
 
 
 def read_decord(path: Path, num_frames: int, rng: np.random.Generator) -> Frames:
@@ -40,7 +40,7 @@ def read_pyav(path: Path, num_frames: int, rng: np.random.Generator) -> Frames:
         times = list(segment_times(float(stream.duration * stream.time_base), num_frames, rng))
         for frame in container.decode(stream):
             while times and frame.time + 1 / float(stream.average_rate) > times[0]:
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(frame.reformat(format="rgb24", threads=1).to_ndarray())
                 times.pop(0)
             if not times:
                 break
@@ -72,16 +72,12 @@ class Clips(Dataset):
 
 
 def torch_batches(paths: Sequence[Path], reader: str, config: DataConfig) -> Iterator:
-    """Endless batches of a DataLoader with the config's workers."""
-    loader = DataLoader(
-        Clips(paths, reader, config),
+    """Endless batches of a DataLoader with the config's workers; no worker waits between epochs."""
+    clips = Clips(paths, reader, config)
+    yield from DataLoader(
+        clips,
         config.batch_size,
-        shuffle=True,
+        sampler=RandomSampler(clips, num_samples=ENDLESS),  # one order of all after the other
         num_workers=config.num_workers,
-        persistent_workers=True,
-        prefetch_factor=READ_AHEAD,
-        drop_last=True,
         multiprocessing_context="spawn",
     )
-    while True:
-        yield from loader

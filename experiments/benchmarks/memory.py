@@ -12,12 +12,10 @@ from typing import Any
 
 from experiments.benchmarks.cost import Size
 from experiments.benchmarks.own_process import OwnProcess
-from experiments.benchmarks.report import write_report
+from experiments.benchmarks.report import print_report, write_report
 from experiments.benchmarks.sides import OurSide, PeerSide, variant_config
 from vlmae.config_tree import override
-from vlmae.workdir import environment
 
-STEPS = 2
 SETTINGS: dict[str, dict[str, Any]] = {
     "all is kept": {},
     "`--model.remat selective`": {"model.remat": "selective"},
@@ -30,21 +28,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(side: OwnProcess) -> dict[str, float]:
-    """Peak bytes and seconds of a side's steps, after one that warms up; ends its process."""
+def measure(side: OwnProcess) -> float:
+    """The most memory of a side's step, after one that warms up, in GiB; ends its process."""
     with side:
         side.call("step")
-        secs = min(side.call("seconds") for _ in range(STEPS))
-        return {"bytes": side.call("peak_bytes"), "secs": secs}
+        return side.call("peak_bytes") / 2**30
 
 
-def format_table(rows: dict[str, dict[str, float]]) -> str:
+def format_table(gib: dict[str, float]) -> str:
     """Markdown; the first row is what the others are compared with."""
-    first = next(iter(rows.values()))
-    lines = ["| step | GiB | x | s |", "|---|---|---|---|"]
-    for name, row in rows.items():
-        share = row["bytes"] / first["bytes"]
-        lines.append(f"| {name} | {row['bytes'] / 2**30:.2f} | {share:.2f} | {row['secs']:.2f} |")
+    first = next(iter(gib.values()))
+    lines = ["| step | GiB | x |", "|---|---|---|"]
+    lines += [f"| {name} | {size:.2f} | {size / first:.2f} |" for name, size in gib.items()]
     return "\n".join(lines)
 
 
@@ -73,13 +68,13 @@ def main(
     if peer:
         sides |= {"PyTorch": (PeerSide, config, "eager")}
         sides |= {"PyTorch, compiled": (PeerSide, config, "compiled")}
-    rows = {}
+    gib = {}
     for name, made in sides.items():
-        rows[name] = measure(OwnProcess(*made))
-        print(name, rows[name], flush=True)
+        gib[name] = measure(OwnProcess(*made))
+        print(f"{name}: {gib[name]:.2f} GiB", flush=True)
     settings = {"size": size, "frames": frames, "variant": variant, "batch_size": batch_size}
-    write_report(out_dir, "memory", format_table(rows), settings=settings, rows=rows)
-    print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
+    write_report(out_dir, "memory", format_table(gib), settings, gib=gib)
+    print_report(format_table(gib), settings)
 
 
 if __name__ == "__main__":

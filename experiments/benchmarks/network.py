@@ -20,7 +20,7 @@ os.environ.setdefault("NPROC", "16")
 import jax
 
 from experiments.benchmarks.cost import Size, base_config, compile_step
-from experiments.benchmarks.report import write_report
+from experiments.benchmarks.report import print_report, write_report
 from vlmae.analysis.collectives import KINDS, collective_bytes
 from vlmae.config import MeshConfig
 from vlmae.config_tree import override
@@ -83,8 +83,9 @@ def main(
             results.append(measure(size, axis, count, frames, rows))
             print(results[-1], flush=True)
     table = format_rows(results)
-    write_report(out_dir, "network", table, frames=frames, rows=rows, steps=results)
-    print(table)
+    settings = {"size": size, "frames": frames, "rows": rows}
+    write_report(out_dir, "network", table, settings, steps=results)
+    print_report(table, settings)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,10 @@ def stock_mae(config: ExperimentConfig, params: PyTree) -> transformers.ViTMAEPr
         "decoder_intermediate_size": 4 * decoder.width,
     }
     kind = transformers.ViTMAEForPreTraining if paints else transformers.ViTMAEModel
-    return from_tensors(kind, options, tensors)
+    model = from_tensors(kind, options, tensors)
+    for name, parameter in model.named_parameters():  # the fixed ones are learned once loaded
+        parameter.requires_grad_(not any(x.endswith(name) for x in fixed))
+    return model
 
 
 def bert_options(config: ExperimentConfig, depth: int) -> dict:

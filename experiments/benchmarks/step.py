@@ -22,7 +22,7 @@ import torch
 
 from experiments.benchmarks.cost import Size
 from experiments.benchmarks.own_process import OwnProcess, in_own_process
-from experiments.benchmarks.report import compare, write_report
+from experiments.benchmarks.report import compare, print_report, write_report
 from experiments.benchmarks.sides import (
     DTYPE,
     ON_GPU,
@@ -34,7 +34,6 @@ from experiments.benchmarks.sides import (
     variant_config,
 )
 from vlmae.config import ExperimentConfig
-from vlmae.workdir import environment
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the loss, relative
 MOST_FRAMES = 32  # in a step; but there are at least two clips, which VTM compares
@@ -160,8 +159,8 @@ def main(
       compile_peer: try the peer with torch.compile too, which takes minutes a line.
       out_dir: where the table goes.
     """
-    settings = {"batch_size": batch_size, "rounds": rounds, "dtype": DTYPE}
-    versions = {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+    settings = {"batch_size": batch_size, "most_frames": MOST_FRAMES, "rounds": rounds}
+    settings |= {"dtype": DTYPE, "torch_threads": torch.get_num_threads()}
     forms: tuple[Form, ...] = ("eager", "compiled") if compile_peer else ("eager",)
     rows: list[dict] = []
     left_out: list[str] = []
@@ -175,9 +174,8 @@ def main(
         else:
             rows.append(row(name, size, count, clips, measured))
             print(format_table(rows[-1:]).splitlines()[-1], flush=True)
-        content = {"settings": settings, "environment": environment() | versions, "rows": rows}
-        write_report(out_dir, "step", format_table(rows), **content, left_out=left_out)
-    print(f"{settings} on {', '.join(environment()['devices'])}\n{format_table(rows)}")
+        write_report(out_dir, "step", format_table(rows), settings, rows=rows, left_out=left_out)
+    print_report(format_table(rows), settings)
     if left_out:
         print(f"left out, {len(left_out)} of {len(left_out) + len(rows)}: {'; '.join(left_out)}")
 

@@ -45,7 +45,8 @@ def test_our_batches_come_from_the_same_clips(clips, tmp_path):
     paths = benchmark.write_clips(clips, tmp_path)
     assert [path.read_bytes() for path in paths] == clips
     config = DataConfig((SourceConfig(num_frames=2),), batch_size=3, image_size=32)
-    batches = benchmark.our_batches(tmp_path, config, None)
+    benchmark.store(tmp_path, "stored", None)
+    batches = benchmark.our_batches(tmp_path, config, "stored")
     batch = next(batches)
     batches.close()
     assert batch.video.shape == (3, 2, 32, 32, 3)
