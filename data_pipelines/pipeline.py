@@ -135,6 +135,11 @@ def _question_places(maker: RowMaker) -> list[tuple[int, int]]:
 
 
 def local_size(field: str, global_size: int, parts: int) -> int:
+    """The share of one of `parts` processes.
+
+    Raises:
+      ValueError: they cannot all have the same; names the field.
+    """
     if global_size % parts:
         raise ValueError(f"{field} = {global_size} is not divisible by {parts} processes")
     return global_size // parts

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipelines.config import DataConfig, check
 from vlmae.config_tree import check_values, from_dict
@@ -307,6 +307,18 @@ def load_config(path: Path) -> ExperimentConfig:
       ValueError: a field is unknown or its value is out of range; names file and field.
     """
     try:
-        return from_dict(ExperimentConfig, json.loads(path.read_text()))
+        return config_of(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def config_of(tree: Any) -> ExperimentConfig:
+    """The config that JSON of this or of an earlier version says.
+
+    Raises:
+      ValueError: a field is unknown or its value is out of range; names it.
+    """
+    match tree:
+        case {"model": {"remat": bool(remat)}}:  # as it was before there were policies
+            tree = tree | {"model": tree["model"] | {"remat": "full" if remat else "none"}}
+    return from_dict(ExperimentConfig, tree)

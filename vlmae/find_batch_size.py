@@ -48,7 +48,7 @@ def find_batch_size(config: ExperimentConfig, memory_gib: float = 0.0) -> int:
     the largest of them is tried.
 
     Args:
-      config: the resolved experiment; its own batch size plays no part.
+      config: the resolved experiment; its own batch size plays no part, but must be a valid one.
       memory_gib: memory of each device; 0: what it says itself, and on CPUs, which share the
         machine's, what is available there.
 

@@ -32,13 +32,17 @@ def find_num_workers(config: ExperimentConfig, batches: Iterator[Batch]) -> int:
       config: the resolved experiment; its own number of workers plays no part.
       batches: training batches, made by one worker.
 
+    Returns:
+      `data.num_workers`.
+
     Raises:
       ValueError: there are several processes; see also `make_checked_mesh`.
     """
     check(jax.process_count() == 1, "--find-num-workers is for one process")
+    make_checked_mesh(config)
     batch_secs, taken = time_worker(batches)
     step_secs = time_steps(at_keep_rate(config, min(keep_rates(config))), taken)
-    workers, cores = workers_needed(batch_secs, step_secs), len(os.sched_getaffinity(0))
+    workers, cores = workers_needed(batch_secs, step_secs), num_cores()
     print(f"a step takes {step_secs:.3g} s, a batch {batch_secs:.3g} s of one worker")
     if workers > cores:
         print(
@@ -47,6 +51,13 @@ def find_num_workers(config: ExperimentConfig, batches: Iterator[Batch]) -> int:
         )
     print(f"to keep up, with {MARGIN - 1:.0%} to spare: --data.num-workers {workers}")
     return workers
+
+
+def num_cores() -> int:
+    """The processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def workers_needed(batch_secs: float, step_secs: float) -> int:

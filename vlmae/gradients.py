@@ -64,7 +64,10 @@ def loss_gradients(
     shards: int,
     functions: Mapping[str, Callable[..., Loss]] = OBJECTIVES,
 ) -> tuple[PyTree, dict]:
-    """Gradients of the weighted losses, and the metrics; for `shards` see `compute_losses`."""
+    """Gradients of the weighted losses, and the metrics.
+
+    For `shards` and `functions` (there `objectives`) see `compute_losses`.
+    """
     key, rngs = split_key(key)
 
     def loss_fn(params: PyTree) -> tuple[Array, dict]:

@@ -2,6 +2,7 @@
 
 import ctypes
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 import jax
 
@@ -19,9 +20,15 @@ def keep_freed_memory() -> None:
     nothing where JAX may use an accelerator, or the C library is not glibc (ours; measured in
     `experiments/benchmarks/NOTES.md`).
     """
-    on_cpu = jax.config.jax_platforms == "cpu" or not entry_points(group="jax_plugins")
+    on_cpu = jax.config.jax_platforms == "cpu" or not may_have_accelerator()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if on_cpu and mallopt:
         mallopt(ARENA_MAX, 1)  # in other arenas than the first, large blocks are always mapped
         mallopt(MMAP_MAX, 0)
         mallopt(TRIM_THRESHOLD, NEVER)
+
+
+def may_have_accelerator() -> bool:
+    """Whether something is installed by which JAX finds devices other than the CPU."""
+    packages = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return packages or bool(entry_points(group="jax_plugins"))

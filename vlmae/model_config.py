@@ -2,11 +2,27 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipelines.config import check
 
 Remat = Literal["none", "selective", "full"]
+
+
+def check_sizes(where: str, config: Any, *fields: str) -> None:
+    """Raises ValueError, naming the field, for one that is not at least 1."""
+    for name in fields:
+        value = getattr(config, name)
+        check(value >= 1, f"{where}.{name} must be at least 1, not {value}")
+
+
+def check_attention(where: str, config: Any) -> None:
+    """Raises ValueError, naming the fields, unless the heads of attention divide the width."""
+    check_sizes(where, config, "width", "num_heads")
+    check(
+        config.width % config.num_heads == 0,
+        f"{where}.num_heads={config.num_heads} does not divide {where}.width={config.width}",
+    )
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,7 @@ class AdapterConfig:
             self.frozen_blocks >= 0,
             f"adapter.frozen_blocks must not be negative: {self.frozen_blocks}",
         )
-        check(
-            self.width >= 1 and self.width % self.num_heads == 0,
-            f"adapter.num_heads={self.num_heads} does not divide adapter.width={self.width}",
-        )
+        check_attention("adapter", self)
 
 
 @dataclass(frozen=True)
@@ -239,10 +252,8 @@ class FrameSelectorConfig:
 
     def __post_init__(self):
         check(self.frames >= 0, f"selector.frames must not be negative: {self.frames}")
-        check(
-            self.width % self.num_heads == 0,
-            f"selector.num_heads={self.num_heads} does not divide selector.width={self.width}",
-        )
+        check_sizes("selector", self, "depth")
+        check_attention("selector", self)
 
     def count(self, num_frames: int) -> int:
         """Frames kept of a clip of `num_frames`."""
@@ -266,9 +277,7 @@ class SamplerConfig:
     """One attention for text, video and fusion in each layer, or one for each of them."""
 
     def __post_init__(self):
-        for name in ("video_latents", "text_latents"):
-            value = getattr(self, name)
-            check(value >= 1, f"fusion.sampler.{name} must be at least 1, not {value}")
+        check_sizes("fusion.sampler", self, "video_latents", "text_latents")
 
 
 @dataclass(frozen=True)
@@ -284,7 +293,7 @@ class FusionConfig:
     """Only used by multiway."""
 
     def __post_init__(self):
-        check(self.depth >= 1, f"fusion.depth must be at least 1, not {self.depth}")
+        check_sizes("fusion", self, "depth")
 
 
 @dataclass(frozen=True)
@@ -327,31 +336,23 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of activations; parameters, losses and softmax are always float32."""
     attention: Literal["xla", "cudnn"] = "xla"
-    """Attention kernel; cudnn is the fused one, for training on GPUs in bfloat16. What has a mask
-    or a bias goes through xla all the same, and so does all that reads a run without a GPU."""
+    """Attention kernel; cudnn is the fused one, for training on GPUs in bfloat16. Masks, biases,
+    temporal blocks and the frame selector go through xla all the same, and so does all that reads a
+    run without a GPU."""
     remat: Remat = "none"
     """What the backward pass computes again in place of keeping it: none; selective: of every block
-    all but the results of its dense layers (attention, norms, activations); full: every block."""
+    all but the results of its dense layers (attention, norms, activations); full: every block. The
+    frame selector's are kept."""
 
     def __post_init__(self):
+        check_sizes("model", self, "embed_dim", "answer_depth")
+        check_sizes("model.video", self.video, "depth", "mlp_dim", "patch_size")
+        check_sizes("model.text", self.text, "depth", "mlp_dim", "max_len")
+        check_sizes("model.pixel_decoder", self.pixel_decoder, "depth")
         for name in ("video", "text", "pixel_decoder"):
-            part = getattr(self, name)
-            check(
-                part.width % part.num_heads == 0,
-                f"model.{name}.num_heads={part.num_heads} does not divide "
-                f"model.{name}.width={part.width}",
-            )
-            check(part.depth >= 1, f"model.{name}.depth must be at least 1, not {part.depth}")
-            head = part.width // part.num_heads
-            check(
-                self.attention == "xla" or (head % 8 == 0 and head <= 128),
-                "model.attention=cudnn needs heads whose width is a multiple of 8 and at most 128, "
-                f"but model.{name} has {head}: change its width or num_heads",
-            )
-        check(
-            self.attention == "xla" or self.dtype == "bfloat16",
-            f"model.attention=cudnn needs model.dtype=bfloat16, not {self.dtype}",
-        )
+            check_attention(f"model.{name}", getattr(self, name))
+        if self.attention == "cudnn":
+            self._check_fused_attention()
         for name in ("video", "pixel_decoder"):
             width = getattr(self, name).width
             check(width % 4 == 0, f"model.{name}.width={width} must be a multiple of 4")
@@ -378,6 +379,25 @@ class ModelConfig:
             value = getattr(self.video, name)
             check(value >= 0, f"model.video.{name} must not be negative: {value}")
         self._check_layout()
+
+    def _check_fused_attention(self) -> None:
+        """cuDNN's kernel does not take everything."""
+        check(
+            self.dtype == "bfloat16",
+            f"model.attention=cudnn needs model.dtype=bfloat16, not {self.dtype}",
+        )
+        parts = {name: getattr(self, name) for name in ("video", "text", "pixel_decoder")}
+        for name in ("video", "text"):
+            adapter = parts[name].adapter
+            if adapter.frozen_blocks and adapter.kind != "none":
+                parts[f"{name}.adapter"] = adapter
+        for name, part in parts.items():
+            head = part.width // part.num_heads
+            check(
+                head % 8 == 0 and head <= 128,
+                "model.attention=cudnn needs heads whose width is a multiple of 8 and at most 128, "
+                f"but model.{name} has {head}: change its width or num_heads",
+            )
 
     def _check_layout(self) -> None:
         """Not everything goes with every published layout."""

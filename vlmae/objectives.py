@@ -24,7 +24,7 @@ class Features(NamedTuple):
     """What the encoders made of a batch; shared by all objectives."""
 
     video: VideoFeatures
-    text: TextFeatures  # of the caption; with `mask_text_for="all"`, of the masked caption
+    text: TextFeatures  # of the caption; of the masked one unless an objective `reads_caption`
     words: losses.MaskedWords | None = None  # the masked caption; None without MLM
     masked_text: TextFeatures | None = None
     fused: "Fused | None" = None  # see `fuse_texts`
@@ -371,7 +371,8 @@ def compute_losses(
 
     Metrics hold `loss/NAME` for each objective, `loss/total`, the objectives' own metrics, and
     the tokens that a clip and a caption cost. `shards` is the number of parts into which devices
-    cut the batch: the scope of what is "local".
+    cut the batch: the scope of what is "local". `objectives` are the functions by name;
+    `gradients.share_of_vtc` takes the place of one.
     """
     keys = keys_of(key)
     features = extract(model, batch, keys["mask"], keys["mlm"], config)

@@ -84,7 +84,7 @@ def is_first() -> bool:
 
 
 def wait_for_all() -> None:
-    """Waits until all processes are here, however long that takes.
+    """Waits until all processes are here, up to a day.
 
     Collectives are less patient: on CPUs the first one fails if some process comes 30 s late.
     """

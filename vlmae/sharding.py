@@ -153,7 +153,8 @@ def gather(tree: PyTree) -> PyTree:
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     """A sharding for every array of a training state, by the rules on parameter names.
 
-    Adam's moments sit in trees whose paths end like the parameters', so the rules fit them too.
+    The paths of Adam's moments end like those of their parameters, so the rules fit them too. All
+    that does not decay is one vector there, which no rule cuts.
     """
 
     def sharding(path: tuple, x: Any) -> NamedSharding:

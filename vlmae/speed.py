@@ -86,16 +86,16 @@ def measure_matrix_rate(dtype: str) -> float:
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()  # compiles
     best = min(_seconds(product, matrix, in_a_row) for _ in range(MATRIX_TIMINGS))
-    return 2 * size**3 * in_a_row / best * jax.device_count()
+    return 2 * size**3 / best * jax.device_count()
 
 
 def _seconds(product: Callable, matrix: Array, in_a_row: int) -> float:
-    """Seconds of so many products, started one after the other without waiting."""
+    """Seconds of one product, of so many that are started one after the other without waiting."""
     start = time.perf_counter()
     for _ in range(in_a_row):
         result = product(matrix, matrix)
     result.block_until_ready()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / in_a_row
 
 
 def matrix_rate_share(report: dict[str, float], matrix_rate: float) -> float:
@@ -108,6 +108,7 @@ class Meter:
 
     def __init__(self):
         self._reset()
+        self.is_paused = False
 
     def _reset(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
@@ -124,10 +125,13 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here (compilation, evaluation) is not part of the report."""
-        start = time.perf_counter()
+        """Time spent in here (compilation, evaluation) is not part of the report; a pause within
+        a pause is part of it."""
+        start, within, self.is_paused = time.perf_counter(), self.is_paused, True
         yield
-        self.started += time.perf_counter() - start
+        self.is_paused = within
+        if not within:
+            self.started += time.perf_counter() - start
 
     def add(self, metrics: dict[str, float], clips: int) -> None:
         """Counts one step."""

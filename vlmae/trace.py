@@ -77,14 +77,14 @@ class Trace:
             )
 
     def _start(self) -> None:
+        jax.block_until_ready(self.last)
         with self.paused():
-            jax.block_until_ready(self.last)
             jax.profiler.start_trace(self.folder)
         self.running = True
 
     def _stop(self) -> None:
+        jax.block_until_ready(self.last)
         with self.paused():
-            jax.block_until_ready(self.last)
             jax.profiler.stop_trace()
         self.running = False
         self.notify(

@@ -104,7 +104,7 @@ def make_steps(
 
 
 def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
-    """A function from a seed to a new training state; nothing is computed before it is called."""
+    """A function from a seed to a new training state."""
     return functools.partial(
         init_state,
         batch=jax.tree.map(jnp.zeros_like, abstract_batch(config, batch_size=2)),
@@ -218,6 +218,7 @@ def train(
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         schedule = jax.jit(make_schedule(config.optim, last))
         param_norm = jax.jit(global_norm)
+        jax.block_until_ready((schedule(start), param_norm(state.params)))  # compiles them
         meter, bad_clips, pending = Meter(), 0, {}
         if profile and is_first():
             trace = stack.enter_context(Trace(workdir / "profile", progress.print, meter.paused))

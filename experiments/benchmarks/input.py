@@ -14,7 +14,6 @@ while another one is timed. Ratios compare within a round.
 import contextlib
 import dataclasses
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -28,7 +27,7 @@ from data_pipelines.reencode import Reencode
 from experiments.benchmarks.decoding import OTHER_FORM, make_clip, read_folder
 from experiments.benchmarks.loaders import READERS, torch_batches
 from experiments.benchmarks.report import compare, print_report, write_report
-from vlmae.find_num_workers import MADE_AHEAD
+from vlmae.find_num_workers import MADE_AHEAD, num_cores
 
 
 def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
@@ -126,7 +125,7 @@ def main(
       reencode: the other form of storage.
       out_dir: where the table goes.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     workers = workers or cores
     config = DataConfig(
         train=(SourceConfig(num_frames=frames),), batch_size=batch_size, num_workers=workers

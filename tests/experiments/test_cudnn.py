@@ -53,6 +53,21 @@ def test_so_does_the_benchmark(name, as_on_a_gpu):
     assert fused_calls(variant_config("B", 4, name, 4)) == FORWARD_AND_BACKWARD
 
 
+def test_every_attention_of_a_step_is_fused(as_on_a_gpu):
+    """By how many queries and keys it has; an odd number gets one more."""
+    config = override(filled(quickstart.get_config()), FUSED)
+    step, state = step_of(config)
+    lowered = step.trace(state, abstract_batch(config)).lower(lowering_platforms=("cuda",))
+    seen, words, patches = 1 + 27, 16, 36  # a quarter of 36 patches is masked
+    expected = {(seen, seen), (words, words), (words, 4 * 27), (patches + 2, patches + 2)}
+    calls = re.findall(r"__cudnn\$(\w+)\(.* : \((tensor<.*?>), (tensor<.*?>),", lowered.as_text())
+    for name in FORWARD_AND_BACKWARD:
+        found = {
+            tuple(int(x.split("x")[1]) for x in shapes) for call, *shapes in calls if call == name
+        }
+        assert found == expected
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,5 +1,6 @@
 """The input benchmark: both sides see the same frames, and what was made ahead does not count."""
 
+import contextlib
 import itertools
 import json
 
@@ -30,6 +31,16 @@ def test_pyav_reads_the_frames_that_we_read(clips, tmp_path):
             ours = load_video(record, 4, np.random.default_rng(seed))
             theirs = loaders.read_pyav(path, 4, np.random.default_rng(seed))
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_dataloader_gives_each_clip_once_before_any_comes_again(clips, tmp_path):
+    paths = benchmark.write_clips(clips, tmp_path)
+    config = DataConfig((SourceConfig(num_frames=2),), batch_size=3, image_size=32, num_workers=1)
+    with contextlib.closing(loaders.torch_batches(paths, "PyAV", config)) as batches:
+        for _ in range(4):
+            batch = np.asarray(next(batches))
+            assert batch.shape == (3, 2, 32, 32, 3) and batch.dtype == np.uint8
+            assert sorted(batch[:, 0].mean(axis=(1, 2, 3)) // 40) == [0, 1, 2]
 
 
 def test_decord_reads_the_frames_that_we_read(clips, tmp_path):

@@ -97,6 +97,37 @@ def test_every_check_names_its_field(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.embed_dim",
+        "model.answer_depth",
+        "model.video.num_heads",
+        "model.video.patch_size",
+        "model.text.mlp_dim",
+        "model.pixel_decoder.num_heads",
+        "model.selector.depth",
+        "model.video.adapter.num_heads",
+        "model.fusion.sampler.text_latents",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -12])
+def test_sizes_are_at_least_one(field, value):
+    name = field.removeprefix("model.").removeprefix("video.adapter.")
+    with pytest.raises(ValueError, match=rf"{name} must be at least 1, not {value}"):
+        override(c.ExperimentConfig(), {field: value})
+
+
+@pytest.mark.parametrize(("stored", "policy"), [(False, "none"), (True, "full"), ("full", "full")])
+def test_runs_from_before_there_were_policies_of_remat_are_read(stored, policy, tmp_path):
+    path = tmp_path / "config.json"
+    c.save_config(c.ExperimentConfig(), path)
+    tree = json.loads(path.read_text())
+    tree["model"]["remat"] = stored
+    path.write_text(json.dumps(tree))
+    assert c.load_config(path) == override(c.ExperimentConfig(), {"model.remat": policy})
+
+
 def of_video(**changes) -> m.ModelConfig:
     return m.ModelConfig(video=m.VideoEncoderConfig(**changes))
 

@@ -11,6 +11,7 @@ from vlmae.config_tree import override
 from vlmae.example_batch import abstract_batch
 from vlmae.find_batch_size import GIB, batch_sizes, largest_that_fits, try_batch
 from vlmae.sharding import make_mesh
+from vlmae.train import make_init, make_step
 
 ONLY_VTC = {"objectives.vtm": 0.0, "objectives.mlm": 0.0, "objectives.mvm": 0.0}
 FLAGS = [x for name in ONLY_VTC for x in (f"--{name}", "0")]
@@ -38,6 +39,39 @@ def test_batch_sizes_suit_the_mesh_the_parts_and_the_negatives(tiny_config):
     assert batch_sizes(config, 4) == (8, 16)
     assert batch_sizes(override(config, {"objectives.vtm_scope": "global"}), 4) == (8, 8)
     assert batch_sizes(override(config, ONLY_VTC), 4) == (8, 8)
+
+
+def test_of_several_keep_rates_the_largest_is_tried(tiny_config, monkeypatch):
+    thinned = {"stages": (0,), "keep_rate": 0.5, "warmup_rates": (1.0, 0.75), "warmup_steps": 4}
+    changes = {f"model.video.sparsify.{name}": value for name, value in thinned.items()}
+    tried = []
+
+    def try_batch(config: ExperimentConfig, mesh, init, batch, limit_bytes) -> finding.Trial:
+        tried.append(config.model.video.sparsify.keep_rate)
+        return finding.Trial(len(batch.valid), 1, fits=len(tried) == 1)
+
+    monkeypatch.setattr(finding, "try_batch", try_batch)
+    finding.find_batch_size(override(tiny_vtc(tiny_config), changes))
+    assert set(tried) == {1.0}
+
+
+def test_a_program_needs_what_it_reads_writes_and_keeps_between():
+    rows = jax.ShapeDtypeStruct((1000,), np.float32)
+
+    def needed(function, **options) -> int:
+        return finding.program_bytes(jax.jit(function, **options).lower(rows).compile())
+
+    assert needed(lambda x: x + 1) == 8000
+    assert needed(lambda x: x + 1, donate_argnums=0) == 4000
+    assert needed(lambda x: (x[:, None] * x) @ (x[:, None] + x) @ x) > 2 * 4 * 1000**2
+
+
+def test_a_step_overwrites_the_state_that_it_is_given(tiny_config):
+    config, mesh = tiny_vtc(tiny_config), make_mesh(MeshConfig(), jax.devices()[:1])
+    state = jax.eval_shape(make_init(config), 0)
+    program = make_step(config, mesh, state).lower(state, abstract_batch(config)).compile()
+    moments_and_parameters = finding.bytes_of((state.params, state.opt_state))
+    assert program.memory_analysis().alias_size_in_bytes >= moments_and_parameters > 0
 
 
 def tiny_vtc(config: ExperimentConfig) -> ExperimentConfig:
@@ -94,18 +128,13 @@ def test_flags_that_do_not_go_together(run_tiny, flags, message):
 
 def test_where_the_device_says_its_limit_a_step_is_run(tiny_config, monkeypatch):
     """And what the compiler believed to fit may not."""
-    config, runs = tiny_vtc(tiny_config), []
+    config, ended = tiny_vtc(tiny_config), []
     monkeypatch.setattr(finding, "memory_stats", lambda mesh: {"bytes_limit": GIB})
-    put_batch = finding.put_batch
-
-    def put_and_note(batch, mesh):
-        runs.append(len(batch.valid))
-        return put_batch(batch, mesh)
-
-    monkeypatch.setattr(finding, "put_batch", put_and_note)
+    monkeypatch.setattr(jax, "block_until_ready", lambda given: ended.append(given) or given)
     assert try_tiny(config, 4, GIB).fits
     assert not try_tiny(config, 4, 1000).fits
-    assert runs == [4]
+    [(state, metrics)] = ended
+    assert state.step == 1 and metrics["loss/total"] > 0
 
     def run_out(batch, mesh):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")

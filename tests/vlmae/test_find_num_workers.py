@@ -7,6 +7,7 @@ import pytest
 from helpers import random_batch
 
 from vlmae import find_num_workers as finding
+from vlmae.config_tree import override
 from vlmae.find_num_workers import BATCHES, MADE_AHEAD, time_worker, workers_needed
 
 
@@ -35,6 +36,30 @@ def test_the_command_prints_what_follows_from_its_measurements(run_tiny, monkeyp
     step_secs, batch_secs = map(float, re.findall(r"[\d.e-]+(?= s)", lines[0]))
     found = int(lines[-1].removeprefix("to keep up, with 25% to spare: --data.num-workers "))
     assert abs(found - workers_needed(batch_secs, step_secs)) <= 1  # what is printed is rounded
+
+
+def test_of_several_keep_rates_the_fastest_steps_count(tiny_config, monkeypatch):
+    thinned = {"stages": (0,), "keep_rate": 0.75, "warmup_rates": (1.0, 0.5), "warmup_steps": 4}
+    changes = {f"model.video.sparsify.{name}": value for name, value in thinned.items()}
+    timed = []
+
+    def time_steps(config, batches) -> float:
+        timed.append(config.model.video.sparsify.keep_rate)
+        return 1.0
+
+    monkeypatch.setattr(finding, "time_steps", time_steps)
+    batches = itertools.repeat(random_batch(8))
+    finding.find_num_workers(override(tiny_config, changes), batches)
+    assert timed == [0.5]
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_decoded(tiny_config):
+    def batches():
+        raise AssertionError
+        yield
+
+    with pytest.raises(ValueError, match="leaves 1 row on each device"):
+        finding.find_num_workers(override(tiny_config, {"data.batch_size": 1}), batches())
 
 
 def test_not_with_flags_of_something_else(run_tiny):

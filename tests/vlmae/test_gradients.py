@@ -81,9 +81,11 @@ def test_vtc_in_parts_is_vtc_at_once():
     assert seen["global"] != pytest.approx(seen["local"], rel=1e-2), "two different losses"
 
 
-def test_all_objectives_in_parts_are_their_sum_differentiated_at_once():
+@pytest.mark.parametrize("mask_text_for", ["mlm", "all"])
+def test_all_objectives_in_parts_are_their_sum_differentiated_at_once(mask_text_for):
     """With masks of both and dropout in the text: the oracle keeps the activations of all parts."""
-    parts, objectives = 2, dataclasses.replace(SMALL.objectives, mvm=0.0, mask_text_for="all")
+    changes = {"mvm": 0.0, "mask_text_for": mask_text_for}
+    parts, objectives = 2, dataclasses.replace(SMALL.objectives, **changes)
     model, batch = build_model(SMALL, deterministic=False), odd_batch()
     params = params_of(model, objectives)
     keys = jax.random.split(KEY, parts)

@@ -1,13 +1,21 @@
 """Memory that a step frees is there for the next one, without the kernel."""
 
+import ctypes
 import json
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
+import tiny_experiment
+
+from vlmae import cli, host_memory
 
 STEPS = """
-import json, resource, statistics, sys
+import ctypes, json, resource, statistics, sys
+PR_SET_THP_DISABLE = 41  # so that a fault is a page of 4 KiB everywhere
+assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
 from vlmae.host_memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
@@ -37,10 +45,11 @@ from vlmae.host_memory import keep_freed_memory
 keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+start = libc.sbrk(0)
 block = libc.malloc(ctypes.c_size_t(3 << 30))
 end = libc.sbrk(0)
 libc.free(ctypes.c_void_p(block))
-print(block is not None and libc.sbrk(0) == end)
+print(end - start >= 3 << 30 and libc.sbrk(0) == end)
 """
 
 
@@ -65,3 +74,39 @@ def test_a_step_takes_no_new_memory_from_the_kernel():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_blocks_larger_than_2_gib_stay_too():
     assert run(LARGE).strip() == "True"
+
+
+@pytest.fixture
+def set_here(monkeypatch) -> list[int]:
+    """The parameters of mallopt that are set, in place of setting them."""
+    found: list[int] = []
+    library = types.SimpleNamespace(mallopt=lambda name, value: found.append(name))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    return found
+
+
+@pytest.mark.parametrize("found", ["libtpu", "jax_plugins", "entry point", ""])
+def test_not_where_there_may_be_an_accelerator(found, set_here, monkeypatch):
+    monkeypatch.setattr(host_memory, "find_spec", lambda name: name == found or None)
+    monkeypatch.setattr(host_memory, "entry_points", lambda group: [found] * (" " in found))
+    unset = types.SimpleNamespace(jax_platforms=None)
+    monkeypatch.setattr(host_memory, "jax", types.SimpleNamespace(config=unset))
+    host_memory.keep_freed_memory()
+    assert bool(set_here) == (found == "")
+
+
+def test_but_where_only_the_cpu_is_asked_for(set_here, monkeypatch):
+    monkeypatch.setattr(host_memory, "may_have_accelerator", lambda: True)
+    assert jax.config.jax_platforms == "cpu"
+    host_memory.keep_freed_memory()
+    assert host_memory.TRIM_THRESHOLD in set_here
+
+
+def test_training_keeps_it(monkeypatch):
+    """Before anything else is done."""
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(cli, "run", lambda command, sweeps: calls.append("run"))
+    monkeypatch.setattr(sys, "argv", ["tiny"])
+    cli.main(tiny_experiment.get_config)
+    assert calls == ["keep", "run"]

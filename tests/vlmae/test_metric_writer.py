@@ -1,9 +1,8 @@
-"""Metrics: each step stands once in the file, and means are means."""
+"""Metrics: each step stands once in the file."""
 
 import dataclasses
 import json
 import sys
-import time
 import types
 
 import pytest
@@ -11,7 +10,6 @@ import tiny_experiment
 
 from vlmae.config_tree import override
 from vlmae.metric_writer import MetricWriter, drop_later_lines, read_metrics
-from vlmae.speed import Meter
 from vlmae.wandb_log import open_log
 
 
@@ -31,28 +29,6 @@ def test_a_continued_run_writes_each_step_once(tmp_path):
         writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
     assert list((tmp_path / "tensorboard").glob("events.*"))
-
-
-def test_meter_reports_means_of_the_steps_that_have_a_metric():
-    meter = Meter()
-    meter.add({"loss/total": 1.0, "loss/mvm": 4.0}, clips=8)
-    meter.add({"loss/total": 3.0}, clips=8)
-    report = meter.report()
-    assert report["loss/total"] == 2.0 and report["loss/mvm"] == 4.0
-    meter.add({"loss/total": 7.0}, clips=8)
-    assert meter.report()["loss/total"] == 7.0
-
-
-def test_meter_tells_waiting_from_pauses():
-    meter = Meter()
-    with meter.paused():
-        time.sleep(0.2)
-    with meter.waiting():
-        time.sleep(0.05)
-    meter.add({}, clips=1)
-    report = meter.report()
-    assert report["speed/secs_per_step"] == pytest.approx(0.05, abs=0.04)
-    assert report["speed/data_wait_share"] > 0.8
 
 
 PROJECT = override(tiny_experiment.get_config(), {"train.wandb_project": "videos"})

@@ -167,6 +167,8 @@ def test_still_images_and_clips():
 def test_a_batch_in_parts_is_encoded_twice_for_vtc():
     config = override(BASE, {"optim.accumulate_steps": 3})
     assert operations_per_clip(config, FRAMES) == traced(config, FRAMES)
+    both_texts = override(config, {**only("vtc", "mlm"), "model.video.time_depth": 1})
+    assert operations_per_clip(both_texts, FRAMES) == traced(both_texts, FRAMES)
     parts, whole = step_operations(config, FRAMES), step_operations(BASE, FRAMES)
     assert parts.pop("first pass for VTC").forward == 0
     assert parts == whole

@@ -85,6 +85,25 @@ def test_the_warm_up_begins_anew_after_anything_else(events):
     assert events.count("start") == 1
 
 
+def test_steps_are_waited_for_outside_of_pauses(events, monkeypatch):
+    """Time in which a device computes is the run's; only what writes the trace is not."""
+
+    @contextlib.contextmanager
+    def paused():
+        events.append("pause")
+        yield
+        events.append("go on")
+
+    monkeypatch.setattr(jax, "block_until_ready", lambda last: events.append("wait"))
+    with Trace(Path("there"), print, paused) as trace:
+        step = TracedStep(FakeStep(events), trace)
+        for name in "aaaa":
+            step.compile(None, BATCHES[name])
+            step(None, BATCHES[name])
+    traced = ["wait", "pause", "start", "go on", "a", "wait", "pause", "stop", "go on"]
+    assert events == ["compile a", *"aaa", *traced]
+
+
 def test_a_run_too_short_for_a_trace_says_so(events):
     said = play(events, ["a"] * WARMUP_STEPS)
     assert "start" not in events

@@ -4,7 +4,7 @@ Counted are the matrix products, two operations for each multiplication with its
 layers, attention, pooling, similarities, word and pixel outputs; forward, backward, and what is
 computed again for the backward pass. Not counted is what works element by element (norms, softmax,
 activations, dropout, losses), what moves data (gathers, embedding tables, their interpolation),
-and the optimizer.
+the optimizer, and the attention weights that cuDNN's kernel computes again in its backward pass.
 
 Products whose results nobody uses are not counted either: the compiler leaves them out. So are the
 similarities that VTM mines by where VTC has computed them. The gradient of BEiT's attention biases

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from data_pipelines.config import DataConfig
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import from_dict, override
+from vlmae.config import ExperimentConfig, config_of
+from vlmae.config_tree import override
 from vlmae.interop.published import WEIGHTS, read_folder, read_json
 from vlmae.interop.torch_names import from_torch
 from vlmae.model_config import ModelConfig
@@ -98,7 +98,7 @@ def read_description(path: Path) -> tuple[Exported, ExperimentConfig]:
         raise ValueError(f"{path}: {', '.join(missing)} is missing")
     try:
         whole = described["experiment"] | {"model": described["model"]}
-        config = from_dict(ExperimentConfig, whole)
+        config = config_of(whole)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     return _exported(described, config), config
@@ -155,7 +155,8 @@ def check_parameters(params: PyTree, exported: Exported, source: Path) -> None:
 
 def parameter_shapes(exported: Exported) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of the parts, by its path; nothing is computed."""
-    model = VideoLanguageModel(exported.model, exported.image_size)
+    plain = dataclasses.replace(exported.model, attention="xla")  # cudnn asks for a GPU at once
+    model = VideoLanguageModel(plain, exported.image_size)
     video = exported.model.video
     # Who was trained on images alone has not the parts that only clips go through.
     has_time = video.time_frames > 0 or video.time_depth > 0

@@ -55,7 +55,7 @@ def to_width(embed: nn.Dense, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
 def take_rows(x: Shaped[Array, "s *_"], rows: Int[Array, "p n"]) -> Shaped[Array, "b *_"]:
     """The rows of x that those of a batch ask for, each within its own part of x.
 
-    Parts lie on devices of their own, so that nothing crosses the network.
+    Where each part lies on a device of its own, nothing crosses the network.
     """
     parts = rearrange(x, "(p s) ... -> p s ...", p=len(rows))
     taken = jax.vmap(lambda part, wanted: part[wanted])(parts, rows)
