@@ -4,11 +4,14 @@ The one rule for time: the frame *shown* at time t is the last one whose present
 most t. Times count in seconds from the clip's own start, whatever its time stamps begin with.
 """
 
+import bisect
 import contextlib
 import io
+import itertools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import av
@@ -21,6 +24,8 @@ from PIL import Image, ImageOps
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # An H.264 frame is shown at most 16 frames later than it is decoded.
 _MAX_REORDERED_FRAMES = 16
+# Whose packets say whether other frames need them; half of the frames of web video nobody needs.
+_MAY_SKIP = ("h264",)
 _PTS_TOLERANCE = 1e-3  # of one tick: float rounding of times must not lose a frame
 _COUNT_TOLERANCE = 1e-3  # of one frame: float rounding of a duration must not add a frame
 # Titles that are not UTF-8 must not make a clip unreadable; PyAV 19 and later need no telling.
@@ -136,6 +141,7 @@ class Clip:
         self._stream = container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # the pipeline's workers are the parallelism
         self._reformatter = VideoReformatter()
+        self._wanted: Sequence[int] = ()  # ascending ticks, for which alone frames must be there
         self.info = self._read_info()
         self._restart()
         if self._current is None:
@@ -149,6 +155,7 @@ class Clip:
     def frames(self, times_secs: npt.ArrayLike) -> UInt8[np.ndarray, "t h w 3"]:
         """The frames shown at the given times, as `decode_frames`."""
         times = np.clip(np.asarray(times_secs, np.float64), 0, self.info.duration_secs)
+        self._want([self._pts_at(time) for time in times])
         frames = None
         for place in np.argsort(times, kind="stable"):
             frame = self._frame_at(times[place])
@@ -160,6 +167,14 @@ class Clip:
             frame = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
             frames[place] = frame.to_ndarray()
         return frames
+
+    def _want(self, pts: list[int]) -> None:
+        """From now on, frames that no other frame needs are decoded for these ticks alone."""
+        if self._wanted:  # frames that were left out may be looked for now
+            self._wanted = sorted(pts)
+            self._rewind()
+        elif self._stream.codec_context.name in _MAY_SKIP:
+            self._wanted = sorted(pts)
 
     def walk(self, fps: float | None = None) -> Iterator[tuple[float, av.VideoFrame]]:
         """(seconds, frame) of a whole clip in order, for an open clip that nothing else reads.
@@ -198,7 +213,7 @@ class Clip:
 
     def _restart(self) -> None:
         """Reads the first two frames from where the container stands, if there are any."""
-        self._decoded = self._container.decode(self._stream)
+        self._decoded = self._decode()
         self._current = self._read()
         self._next = self._read()
         if self._current is None:
@@ -208,6 +223,34 @@ class Clip:
         else:
             self._start_pts = self._stream.start_time
 
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """The frames from where the container stands, but for those that may be missing."""
+        packets = self._container.demux(self._stream)
+        passed: deque[int | None] = deque(maxlen=_MAX_REORDERED_FRAMES)
+        ahead: deque[av.Packet] = deque()
+        while True:
+            ahead.extend(itertools.islice(packets, _MAX_REORDERED_FRAMES + 1 - len(ahead)))
+            if not ahead:
+                return
+            packet = ahead.popleft()
+            near = [*passed, *(other.pts for other in ahead if other.size)]
+            needed = self._is_wanted(packet.pts, near)
+            self._stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+            yield from packet.decode()
+            passed.append(packet.pts)
+
+    def _is_wanted(self, pts: int | None, near: Sequence[int | None]) -> bool:
+        """Whether something may be wanted of what is shown from `pts` on.
+
+        That is, until the next frame; where that one is not among those `near`, a later one only
+        makes more frames wanted than are.
+        """
+        if not self._wanted or pts is None or None in near:
+            return True
+        following = min((other for other in near if other > pts), default=math.inf)
+        place = bisect.bisect_left(self._wanted, pts)
+        return place < len(self._wanted) and self._wanted[place] < following
+
     def _read(self) -> av.VideoFrame | None:
         frame = next(self._decoded, None)
         if frame is not None and frame.pts is None:
@@ -215,8 +258,7 @@ class Clip:
         return frame
 
     def _frame_at(self, time_secs: float) -> av.VideoFrame:
-        ticks = time_secs / float(self._stream.time_base) + _PTS_TOLERANCE
-        pts = self._start_pts + math.floor(ticks)
+        pts = self._pts_at(time_secs)
         if pts < self._current.pts or self._key_frame_between(pts):
             self._seek(pts)
         while self._next is not None and self._next.pts <= pts:
@@ -224,6 +266,10 @@ class Clip:
         if self._next is None:
             self._check_reaches(time_secs)
         return self._current
+
+    def _pts_at(self, time_secs: float) -> int:
+        ticks = time_secs / float(self._stream.time_base) + _PTS_TOLERANCE
+        return self._start_pts + math.floor(ticks)
 
     @property
     def _reorder_ticks(self) -> int:
@@ -253,8 +299,12 @@ class Clip:
         for margin in dict.fromkeys(margins):
             if self._restart_at(pts - margin) and self._current.pts <= pts:
                 return
-        # Without a frame, the index names key frames that are not in the file.
-        if self._current is None or not self._restart_at(self._start_pts - margin):
+        if self._current is None:  # the index names key frames that are not in the file
+            raise DecodeError("truncated")
+        self._rewind()
+
+    def _rewind(self) -> None:
+        if not self._restart_at(self._start_pts - self._most_reorder_ticks):
             raise DecodeError("truncated")
 
     def _restart_at(self, pts: int) -> bool:

@@ -54,7 +54,8 @@ def _write_to(
         if codec == "libx264":
             stream.codec_context.time_base = Fraction(1, 1000)
             stream.codec_context.max_b_frames = bf
-            stream.options = {"sc_threshold": "0"}  # no key frames but those of `gop`
+            # No key frames but those of `gop`; B-frames also where nothing would be gained by them.
+            stream.options = {"sc_threshold": "0", "b_strategy": "0"}
         for array, time in zip(frames, times_ms, strict=True):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.time_base = Fraction(1, 1000)

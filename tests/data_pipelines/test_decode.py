@@ -69,7 +69,7 @@ def test_times_are_clamped_into_the_clip(write_clip, read_numbers):
     assert read_numbers(decode.decode_frames(clip, [-3, 99])) == [0, 9]
 
 
-@pytest.mark.parametrize(("gop", "most", "least"), [(10, 60, 1), (250, 250, 199)])
+@pytest.mark.parametrize(("gop", "most", "least"), [(10, 60, 1), (250, 150, 120)])
 def test_seeks_only_over_key_frames(write_clip, read_numbers, monkeypatch, gop, most, least):
     clip = write_clip(range(0, 8000, 40), gop=gop)
     num_reads = 0
@@ -83,6 +83,25 @@ def test_seeks_only_over_key_frames(write_clip, read_numbers, monkeypatch, gop, 
     monkeypatch.setattr(decode.Clip, "_read", counted)
     assert read_numbers(decode.decode_frames(clip, [0, 7.98])) == [0, 199]
     assert least <= num_reads <= most
+
+
+def test_frames_that_nobody_needs_are_not_decoded(write_clip, read_numbers, monkeypatch):
+    clip, read, num_reads = write_clip(range(0, 8000, 40), gop=250, bf=3), decode.Clip._read, []
+    monkeypatch.setattr(decode.Clip, "_read", lambda self: num_reads.append(1) or read(self))
+    assert read_numbers(decode.decode_frames(clip, [7.98])) == [199]
+    assert 90 <= len(num_reads) <= 110
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "flv"])
+@pytest.mark.parametrize("gop", [5, 250])
+@pytest.mark.parametrize("bf", [0, 1, 3])
+def test_nothing_is_missing_that_is_asked_for_later(write_clip, read_numbers, container, gop, bf):
+    """In the same open clip, of which other frames were left out before."""
+    times_ms, rng = list(range(0, 4000, 40)), np.random.default_rng(0)
+    with decode.open_clip(write_clip(times_ms, container, gop=gop, bf=bf)) as clip:
+        for _ in range(5):
+            seconds = rng.choice(times_ms, rng.integers(1, 5)) / 1000 + rng.choice([0.0, 0.01])
+            assert read_numbers(clip.frames(seconds)) == shown_at(times_ms, seconds)
 
 
 def test_going_back_in_an_open_clip(write_clip, read_numbers):

@@ -1,8 +1,10 @@
 """The input benchmark: both sides see the same frames, and what was made ahead does not count."""
 
 import contextlib
+import functools
 import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -72,6 +74,23 @@ def test_batches_made_ahead_are_not_timed(monkeypatch):
     batches = (taken.append(i) for i in range(9))
     assert benchmark.time_batches(batches, skip=2, count=3) == 10
     assert taken == [0, 1, 2, 3, 4]
+
+
+def test_no_pipeline_works_while_another_one_is_timed():
+    opened, closed = [], []
+
+    def make(name: str) -> Iterator[int]:
+        assert len(opened) == len(closed)
+        opened.append(name)
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(name)
+
+    makers = {name: functools.partial(make, name) for name in ("theirs", "ours")}
+    secs = benchmark.measure(makers, rounds=2, skip=1, count=3)
+    assert opened == closed == ["theirs", "ours"] * 2
+    assert [len(x) for x in secs.values()] == [2, 2]
 
 
 def test_rates_and_ratios():
