@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from data_pipelines.classes import CLASSES_FILE, classes_for
 from data_pipelines.evaluation import EvalData, eval_data
+from experiments.benchmarks.report import print_report, write_report
 from vlmae.checkpoint import load_params
 from vlmae.choices import Caption
 from vlmae.command import run_command
@@ -160,10 +161,9 @@ def main(workdir: Path, export: Path, python: Path = Path(sys.executable)) -> No
     params, _ = load_params(workdir)
     theirs = run_export(python, export, inputs, config.evaluation.answers_top_k)
     rows = compare(outputs_of(config, params, data, inputs), theirs, inputs)
-    print(format_rows(rows))
-    out = Path("runs/benchmarks")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "exported.json").write_text(json.dumps(rows, indent=2) + "\n")
+    settings = {"workdir": str(workdir), "export": str(export), "python": str(python)}
+    write_report(Path("runs/benchmarks"), "exported", format_rows(rows), settings, rows=rows)
+    print_report(format_rows(rows), settings)
 
 
 if __name__ == "__main__":
