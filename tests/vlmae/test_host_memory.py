@@ -49,7 +49,7 @@ start = libc.sbrk(0)
 block = libc.malloc(ctypes.c_size_t(3 << 30))
 end = libc.sbrk(0)
 libc.free(ctypes.c_void_p(block))
-print(end - start >= 3 << 30 and libc.sbrk(0) == end)
+print(end - start > 2 << 30 and libc.sbrk(0) == end)  # some of it may have been there
 """
 
 
