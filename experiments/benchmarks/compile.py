@@ -1,11 +1,11 @@
-"""How long a training step takes to compile: the first time, and from JAX's persistent cache.
+"""Compile time of a training step: with an empty cache, and from JAX's persistent cache.
 
     python -m experiments.benchmarks.compile
     python -m experiments.benchmarks.compile --sizes B --variants SMAUG
 
-Every figure is of a process of its own: first with an empty cache, then with what that left; both
-several times. Set `JAX_COMPILATION_CACHE_DIR` to have the same in your runs. Tracing is the time in
-which Python walks through the model; no cache spares it.
+Each figure comes from a process of its own: one with an empty cache, then one with the cache that
+it left, several times. Set `JAX_COMPILATION_CACHE_DIR` to use such a cache in your runs. Tracing is
+the time in which Python walks through the model; no cache spares it.
 """
 
 import statistics
@@ -19,16 +19,16 @@ import jax
 from experiments.benchmarks.cost import FULL, MASKED, Size, base_config, one_device
 from experiments.benchmarks.own_process import cache_in, in_own_process
 from experiments.benchmarks.report import print_report, write_report
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch
-from vlmae.host_memory import keep_freed_memory
-from vlmae.train import make_init, make_step
+from vlmae.config.tree import override
+from vlmae.parallel.malloc import keep_freed_memory
+from vlmae.runs.tables import markdown_table
+from vlmae.training.step import abstract_batch, make_init, make_step
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": FULL}
 
 
 def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str, float]:
-    """Seconds in this process: to make the first state; to trace the step, to compile it, both."""
+    """Measure seconds to make the first state, to trace the step, to compile it, and both."""
     keep_freed_memory()  # as training does
     dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
     base = base_config(size, batch_size, dtype)
@@ -49,17 +49,15 @@ def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str,
 
 
 def format_table(rows: list[dict]) -> str:
-    """Markdown, in seconds: medians, and from least to most."""
-    lines = [
-        "| ViT | step | cache | first state | tracing the step | compiling it | step, both |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Format medians and ranges in seconds."""
+    head = ["ViT", "step", "cache", "first state", "tracing the step", "compiling it", "step, both"]
+    lines = []
     for r in rows:
         for cache in ("cold", "cached"):
             parts = [[secs[name] for secs in r[cache]] for name in r[cache][0]]
             cells = [f"{statistics.median(x):.1f} ({min(x):.1f}-{max(x):.1f})" for x in parts]
-            lines.append(f"| {r['size']}/16 | {r['variant']} | {cache} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([f"{r['size']}/16", r["variant"], cache, *cells])
+    return markdown_table([head, *lines])
 
 
 def main(
@@ -70,7 +68,7 @@ def main(
     repeats: int = 3,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes compile.md and compile.json.
+    """Print the table and write compile.md and compile.json.
 
     Args:
       sizes: S and B, or one of them.

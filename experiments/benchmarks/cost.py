@@ -1,4 +1,4 @@
-"""What SMAUG's parts save, or MuLTI's adapters: operations, memory, time of a training step.
+"""Cost of a training step with SMAUG's parts or MuLTI's adapters: FLOPs, memory, time.
 
     python -m experiments.benchmarks.cost
     python -m experiments.benchmarks.cost --sizes S --compare adapters --rounds 5
@@ -16,22 +16,22 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.records import Batch
+from data_pipelines.schema.config import DataConfig, SourceConfig
+from data_pipelines.schema.records import Batch
 from experiments.benchmarks import report
-from vlmae.config import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch, random_batch
-from vlmae.host_memory import keep_freed_memory
-from vlmae.model_config import (
+from vlmae.config.experiment import ExperimentConfig, MeshConfig, ObjectivesConfig, TrainConfig
+from vlmae.config.model import (
     MaskConfig,
     ModelConfig,
     PixelDecoderConfig,
     TextEncoderConfig,
     VideoEncoderConfig,
 )
-from vlmae.sharding import make_mesh, put_batch
-from vlmae.train import make_init, make_step
+from vlmae.config.tree import override
+from vlmae.parallel.malloc import keep_freed_memory
+from vlmae.parallel.sharding import make_mesh, put_batch
+from vlmae.runs.tables import markdown_table
+from vlmae.training.step import abstract_batch, make_init, make_step, random_batch
 
 Size = Literal["S", "B"]
 WIDTHS = {"S": 384, "B": 768}
@@ -73,7 +73,7 @@ VARIANTS = {"parts": PARTS, "adapters": ADAPTERS}
 
 
 class Program(NamedTuple):
-    """A compiled training step and what the compiler says of it."""
+    """A compiled training step with the figures of the compiler."""
 
     run: Callable
     init: Callable
@@ -83,7 +83,7 @@ class Program(NamedTuple):
 
 
 def base_config(size: Size, batch_size: int, dtype: str) -> ExperimentConfig:
-    """The dense model: ViT-S/16 with a text half as wide, or ViT-B/16 and BERT-base."""
+    """Build the dense config: ViT-S/16 with a text encoder as wide, or ViT-B/16 and BERT-base."""
     width = WIDTHS[size]
     layer = {"width": width, "num_heads": width // 64, "mlp_dim": 4 * width}
     return ExperimentConfig(
@@ -102,17 +102,17 @@ def base_config(size: Size, batch_size: int, dtype: str) -> ExperimentConfig:
 
 
 def one_device() -> jax.sharding.Mesh:
-    """A mesh of the first device alone."""
+    """Return a mesh of the first device alone."""
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
 def noise_on(mesh: jax.sharding.Mesh, config: ExperimentConfig) -> Batch:
-    """A batch of noise for a step of a config, on the devices."""
+    """Return a batch of noise for the step of a config, on the devices of the mesh."""
     return put_batch(random_batch(abstract_batch(config), VOCAB_SIZE), mesh)
 
 
 def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch) -> Program:
-    """Compiles the training step of a config for a batch of arrays or of shapes."""
+    """Compile the training step of a config for a batch of arrays or of shapes."""
     init = jax.jit(make_init(config))
     state = jax.eval_shape(init, 0)
     start = time.perf_counter()
@@ -127,7 +127,7 @@ def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch
 
 
 def time_step(program: Program, batch: Batch) -> float:
-    """Seconds of the second step from a fresh state; the first one gets the memory."""
+    """Measure the second step from a fresh state, in seconds; the first one allocates memory."""
     state = jax.block_until_ready(program.run(program.init(0), batch)[0])
     start = time.perf_counter()
     jax.block_until_ready(program.run(state, batch))
@@ -137,7 +137,7 @@ def time_step(program: Program, batch: Batch) -> float:
 def measure(
     size: Size, variants: dict[str, dict[str, Any]], batch_size: int, rounds: int, dtype: str
 ) -> list[dict]:
-    """One row of figures for each variant; ratios are those of the first variant to this one."""
+    """Measure every variant; ratios divide the first variant by the others."""
     base = base_config(size, batch_size, dtype)
     mesh = one_device()
     batch = noise_on(mesh, base)
@@ -161,7 +161,7 @@ def row(
     times: dict[str, list[float]],
     batch_size: int,
 ) -> dict:
-    """The figures of one variant."""
+    """Collect the figures of one variant."""
     first, program = next(iter(programs)), programs[name]
     faster = report.compare(times[first], times[name])
     return {
@@ -178,20 +178,22 @@ def row(
 
 
 def format_table(rows: list[dict]) -> str:
-    """Markdown; "x" columns say how many times cheaper than the first row of the size."""
-    lines = [
-        "| ViT | step | billion operations a clip | x | temporary memory, GiB | x | s a clip | x "
-        "(range) |",
-        "|---|---|---|---|---|---|---|---|",
+    """Format a table; "x": how many times cheaper than the first row of the size."""
+    head = ["ViT", "step", "billion operations a clip", "x", "temporary memory, GiB", "x"]
+    cells = [
+        [
+            f"{r['size']}/16",
+            r["variant"],
+            f"{r['gflops_per_clip']:.0f}",
+            f"{r['flops_ratio']:.2f}",
+            f"{r['temporary_gib']:.2f}",
+            f"{r['memory_ratio']:.2f}",
+            f"{r['secs_per_clip']:.2f}",
+            report.format_ratio({"ratio": r["time_ratio"], "ratio_range": r["time_ratio_range"]}),
+        ]
+        for r in rows
     ]
-    for r in rows:
-        low, high = r["time_ratio_range"]
-        lines.append(
-            f"| {r['size']}/16 | {r['variant']} | {r['gflops_per_clip']:.0f} | "
-            f"{r['flops_ratio']:.2f} | {r['temporary_gib']:.2f} | {r['memory_ratio']:.2f} | "
-            f"{r['secs_per_clip']:.2f} | {r['time_ratio']:.2f} ({low:.2f}-{high:.2f}) |"
-        )
-    return "\n".join(lines)
+    return markdown_table([[*head, "s a clip", "x (range)"], *cells])
 
 
 def main(
@@ -202,7 +204,7 @@ def main(
     dtype: Literal["float32", "bfloat16"] = "float32",
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes cost_parts.md and cost_parts.json (or cost_adapters...).
+    """Print the table and write cost_parts.md and cost_parts.json (or cost_adapters...).
 
     Args:
       sizes: S and B, or one of them.

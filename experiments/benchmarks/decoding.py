@@ -1,14 +1,13 @@
-"""What it costs to sample a few frames of a clip: stored as it is, or encoded again.
+"""Cost of sampling a few frames of a clip, stored as it is or encoded again.
 
     python -m experiments.benchmarks.decoding
     python -m experiments.benchmarks.decoding --folder VIDEOS --reencode.short-side 256
 
 The clips are those of a folder, or made here: grainy noise that moves, 320x240, 25 frames per
 second, 10 s, encoded as web video is (B-frames, a key frame every 250). Frames are sampled at
-random times, as for training, by the code that trains: decoded and converted to RGB, not yet
-cropped. Time is that of the processor, in one thread, so other jobs disturb little. It is measured
-in rounds; a ratio compares both forms in the same round, at the same times, and the median over the
-rounds is reported.
+random times by the code that training uses: decoded and converted to RGB, not yet cropped. The
+figures are processor time of one thread, so other jobs disturb little. A ratio compares both forms
+in the same round, at the same times; the report shows the median over the rounds.
 """
 
 import statistics
@@ -20,13 +19,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from data_pipelines.builders.media import VIDEO_ENDINGS
-from data_pipelines.decode import DecodeError
-from data_pipelines.encode import encode_video
-from data_pipelines.reencode import Reencode
-from data_pipelines.reencode import reencode as encode_media
-from data_pipelines.rows import load_video
+from data_pipelines.loading.rows import load_video
+from data_pipelines.media.decode import DecodeError
+from data_pipelines.media.endings import VIDEO_ENDINGS, ending
+from data_pipelines.media.reencode import Reencode
+from data_pipelines.media.reencode import reencode as encode_media
+from data_pipelines.media.video_writer import encode_video
+from data_pipelines.schema.checks import MissingError, UserError
 from experiments.benchmarks.report import compare, print_report, write_report
+from vlmae.runs.tables import markdown_table
 
 WIDTH, HEIGHT, FPS, SECS = 320, 240, 25, 10
 WEB_GOP, WEB_CRF = 250, 23  # what x264 does unless told otherwise
@@ -36,12 +37,12 @@ GRAIN = 14  # of 255: gives 350 kbit/s, as web video of this size has; none give
 
 
 def make_clip(seed: int) -> bytes:
-    """A camera that sways over one noise texture, and a disk of another that crosses it."""
+    """Encode a clip: a camera sways over a noise texture, a disk of another texture crosses."""
     return encode_video(render(seed, SECS * FPS), FPS, gop=WEB_GOP, crf=WEB_CRF)
 
 
 def render(seed: int, num_frames: int) -> UInt8[np.ndarray, "t {HEIGHT} {WIDTH} 3"]:
-    """The frames of `make_clip`."""
+    """Render the frames of `make_clip`."""
     rng = np.random.default_rng(seed)
     scene, disk = texture(rng), texture(rng)[:HEIGHT, :WIDTH]
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -69,14 +70,14 @@ def texture(rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_folder(folder: Path, limit: int) -> list[bytes]:
-    """The first videos of a folder and its subfolders, by name.
+    """Read the first videos of a folder and its subfolders, by name.
 
     Raises:
-      FileNotFoundError: there is none.
+      MissingError: there is none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_ENDINGS)
+    paths = sorted(path for path in folder.rglob("*") if ending(path) in VIDEO_ENDINGS)
     if not paths:
-        raise FileNotFoundError(f"{folder}: no videos ({', '.join(VIDEO_ENDINGS)})")
+        raise MissingError(f"{folder}: no videos ({', '.join(VIDEO_ENDINGS)})")
     print(f"{folder}: {min(limit, len(paths))} of {len(paths)} videos", flush=True)
     return [path.read_bytes() for path in paths[:limit]]
 
@@ -91,7 +92,7 @@ def sample_secs(clips: Sequence[bytes], num_frames: int, seed: int) -> float:
 
 
 def measure(forms: dict[str, list[bytes]], num_frames: int, rounds: int) -> list[dict]:
-    """A row for each form: clips per second and core, and how many times as fast as the first."""
+    """Measure each form: clips per second and core, with its ratio to the first."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(1 + rounds):  # the first round only warms up
         for name, clips in forms.items():
@@ -101,7 +102,7 @@ def measure(forms: dict[str, list[bytes]], num_frames: int, rounds: int) -> list
 
 
 def row(name: str, num_clips: int, num_frames: int, times: dict[str, list[float]]) -> dict:
-    """The figures of one form from the seconds of all forms, round by round."""
+    """Collect the figures of one form from the seconds of all forms, round by round."""
     first = next(iter(times))
     return {
         "form": name,
@@ -112,14 +113,10 @@ def row(name: str, num_clips: int, num_frames: int, times: dict[str, list[float]
 
 
 def format_table(rows: Sequence[dict], kib_per_clip: dict[str, float]) -> str:
-    """Markdown: a row for each form, a column for each number of frames."""
+    """Format a table: a row for each form, a column for each number of frames."""
     counts = list(dict.fromkeys(r["num_frames"] for r in rows))
-    lines = [
-        "| clips per second and core (x: range) | KiB a clip | "
-        + " | ".join(f"{count} frames" for count in counts)
-        + " |",
-        "|---|---|" + "---|" * len(counts),
-    ]
+    head = ["clips per second and core (x: range)", "KiB a clip"]
+    lines = []
     for form, kib in kib_per_clip.items():
         cells = [
             f"{r['clips_per_sec']:.1f} ({r['ratio']:.1f}x: {low:.1f}-{high:.1f})"
@@ -127,22 +124,22 @@ def format_table(rows: Sequence[dict], kib_per_clip: dict[str, float]) -> str:
             if r["form"] == form
             for low, high in [r["ratio_range"]]
         ]
-        lines.append(f"| {form} | {kib:,.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([form, f"{kib:,.0f}", *cells])
+    return markdown_table([[*head, *(f"{count} frames" for count in counts)], *lines])
 
 
 def encode_again(clips: Sequence[bytes], setting: Reencode) -> list[bytes]:
-    """All clips in the other form; says what that costs.
+    """Encode all clips in the other form, and print the time that it takes.
 
     Raises:
-      ValueError: a clip cannot be decoded; says which one.
+      UserError: a clip cannot be decoded; says which one.
     """
     start, encoded = time.process_time(), []
     for i, media in enumerate(clips):
         try:
             encoded.append(encode_media(media, "video", setting))
         except DecodeError as error:
-            raise ValueError(f"clip {i} of {len(clips)}: {error}") from error
+            raise UserError(f"clip {i} of {len(clips)}: {error}") from error
     secs = (time.process_time() - start) / len(clips)
     print(f"encoding again took {secs:.1f} s of the processor a clip", flush=True)
     return encoded
@@ -156,7 +153,7 @@ def main(
     reencode: Reencode = OTHER_FORM,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes decoding.md and decoding.json.
+    """Print the table and write decoding.md and decoding.json.
 
     Args:
       frames: how many are sampled of each clip.

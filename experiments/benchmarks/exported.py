@@ -1,12 +1,12 @@
-"""Does an export compute what its run computes? All clips, texts and questions of the test split.
+"""Comparison of an export with its run on all clips, texts and questions of the test split.
 
-    python -m vlmae.export RUN EXPORT
+    vlmae export RUN EXPORT
     python -m venv torchenv && torchenv/bin/pip install torch safetensors
     python -m experiments.benchmarks.exported RUN EXPORT --python torchenv/bin/python
 
-The export runs in that other environment, by `run_exported.py`, which gets frames and word ids.
-Compared are: unit vectors of clips and texts, the rank of every text's own clip, the matching score
-of each text with several clips, and for questions the scores of all answers and the best one.
+The export runs in that other environment, by `run_exported.py`, which gets frames and token ids.
+The table compares embeddings of clips and texts, the rank of every text's own clip, the matching
+score of each text with several clips, and for questions the scores of all answers and the best.
 """
 
 import json
@@ -17,30 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
-from data_pipelines.classes import CLASSES_FILE, classes_for
-from data_pipelines.evaluation import EvalData, eval_data
+from data_pipelines.loading.evaluation import EvalData, eval_data
+from data_pipelines.schema.checks import UserError
+from data_pipelines.schema.classes import CLASSES_FILE
+from data_pipelines.storage.class_counts import classes_for
 from experiments.benchmarks.report import print_report, write_report
-from vlmae.checkpoint import load_params
-from vlmae.choices import Caption
-from vlmae.command import run_command
-from vlmae.config import ExperimentConfig, MeshConfig
-from vlmae.config_tree import override
-from vlmae.evaluators.encode import (
-    Trained,
-    encode_clips,
-    encode_texts,
-    map_rows,
-    program,
-    take_rows,
-)
-from vlmae.evaluators.question_answering import classify_scores, decode_scores, score_questions
+from vlmae.config.experiment import ExperimentConfig, MeshConfig
+from vlmae.config.tree import override
+from vlmae.evaluation.clip_features import map_pairs
+from vlmae.evaluation.encode import encode_clips, encode_texts
+from vlmae.evaluation.question_answering import answering, score_questions
+from vlmae.models.scoring import match_scores
 from vlmae.models.video_language import build_model
-from vlmae.scoring import match_scores
-from vlmae.sharding import make_mesh
-from vlmae.workdir import load_run, tokenizer_of
+from vlmae.parallel.sharding import make_mesh
+from vlmae.runs.checkpoint import load_params
+from vlmae.runs.inference import EvalContext
+from vlmae.runs.load import load_run, tokenizer_of
+from vlmae.runs.tables import markdown_table
 
 Arrays = dict[str, np.ndarray]
 RUNNER = Path(__file__).with_name("run_exported.py")
@@ -48,14 +45,14 @@ CLIPS_EACH = 8  # with which a text is matched, its own among them
 
 
 def inputs_of(config: ExperimentConfig, data: EvalData) -> Arrays:
-    """What both sides get: frames, word ids, and for questions those of the answers."""
+    """Collect the inputs of both sides: frames and token ids, and the answers of questions."""
     batches = list(data.batches())
     arrays = {"video": np.concatenate([batch.video[batch.valid] for batch in batches])}
     if len(arrays["video"]) != data.num_clips:
-        raise ValueError(f"{data.num_clips - len(arrays['video'])} clips cannot be decoded")
+        raise UserError(f"{data.num_clips - len(arrays['video'])} clips cannot be decoded")
     asked = data.questions.texts if config.objectives.answer else data.texts
     arrays |= {"ids": asked.text_ids, "mask": asked.text_mask}
-    arrays["own"] = (data.media_ids == asked.media_ids[:, None]).argmax(axis=1)
+    arrays["own"] = asked.rows
     if config.objectives.answer and config.objectives.answer_kind == "decoder":
         arrays["answer_ids"], arrays["answer_mask"] = data.answers()
     if config.objectives.vtm:
@@ -65,9 +62,9 @@ def inputs_of(config: ExperimentConfig, data: EvalData) -> Arrays:
 
 
 def outputs_of(config: ExperimentConfig, params: Any, data: EvalData, inputs: Arrays) -> Arrays:
-    """What the run makes of them."""
+    """Compute the outputs of the run."""
     mesh = make_mesh(MeshConfig())
-    trained = Trained(build_model(config), params, mesh, config.data.eval_batch_size)
+    trained = EvalContext(build_model(config), params, mesh, config.data.eval_batch_size)
     objectives, outputs = config.objectives, {}
     clips = encode_clips(trained, data, embed=objectives.vtc > 0, keep_features=True)
     if objectives.vtc:
@@ -75,51 +72,42 @@ def outputs_of(config: ExperimentConfig, params: Any, data: EvalData, inputs: Ar
         outputs["texts"] = encode_texts(trained, data.texts).embeddings
     if objectives.vtm:
 
-        def match(model, ids, mask, video):
-            return match_scores(model, model.encode_text(ids, mask), video)
+        def match(model, video, ids, mask):
+            return match_scores(model, video, model.encode_text(ids, mask))
 
-        run = program(trained, match)
-        rows = np.repeat(np.arange(len(inputs["ids"])), CLIPS_EACH)
-        pairs = (inputs["ids"][rows], inputs["mask"][rows], inputs["matched"].ravel())
-        outputs["matches"] = map_rows(
-            lambda ids, mask, clip: run(ids, mask, take_rows(clips.features, clip)),
-            pairs,
-            trained.batch_size,
-        )
+        def text_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return inputs["ids"][rows // CLIPS_EACH], inputs["mask"][rows // CLIPS_EACH]
+
+        matched = inputs["matched"].ravel()
+        outputs["matches"] = map_pairs(trained, match, clips.features, matched, text_of)
     if objectives.answer:
-        outputs["answers"] = score_questions(
-            trained, answering(config, data), data.questions, clips
-        )
+        method = answering(data, objectives, config.evaluation)
+        number = len(data.classes.names)
+        best, scores = score_questions(trained, method, data.questions, clips, top_k=number)
+        outputs["answers"] = np.take_along_axis(scores, best.argsort(axis=1), axis=1)
     return outputs
 
 
-def answering(config: ExperimentConfig, data: EvalData) -> Any:
-    """The evaluator's method: the classifier, or the decoder with all answers."""
-    if config.objectives.answer_kind != "decoder":
-        return classify_scores
-    answers, top_k = Caption(*data.answers()), config.evaluation.answers_top_k
-    return lambda *inputs: decode_scores(*inputs, answers=answers, top_k=top_k)
-
-
 def run_export(python: Path, export: Path, inputs: Arrays, top_k: int) -> Arrays:
-    """What the export makes of them, in a process of another environment."""
+    """Compute the outputs of the export, in a process of another environment."""
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "in.safetensors", Path(folder) / "out.json"
         save_file({name: np.ascontiguousarray(x) for name, x in inputs.items()}, given)
         command = [python, RUNNER, export, given, made, top_k]
+        # Another environment, so that nothing of vlmae can help the export.
         subprocess.run([str(x) for x in command], check=True)
         made = json.loads(made.read_text())
     return {name: np.array(x, np.float32) for name, x in made.items()}
 
 
 def ranks(outputs: Arrays, own: np.ndarray) -> Float[np.ndarray, " q"]:
-    """The place of each text's own clip among all clips, 0 the first."""
+    """Rank of each text's own clip among all clips, 0 the first."""
     scores = outputs["texts"] @ outputs["clips"].T
     return (scores > scores[np.arange(len(own)), own][:, None]).sum(axis=1)
 
 
 def compare(ours: Arrays, theirs: Arrays, inputs: Arrays) -> list[dict[str, Any]]:
-    """A row for each output: how many values, the largest difference, equal choices."""
+    """Compare each output: number of values, largest difference, equal choices."""
     rows = []
     for name, expected in ours.items():
         seen = np.abs(expected) < 1e8  # answers that were not scored whole hold NEVER
@@ -135,22 +123,25 @@ def compare(ours: Arrays, theirs: Arrays, inputs: Arrays) -> list[dict[str, Any]
 
 
 def format_rows(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table."""
-    lines = ["| | values | largest difference | equal |", "|---|---|---|---|"]
-    for row in rows:
-        difference = f"{row['difference']:.1e}" if "difference" in row else ""
-        lines.append(
-            f"| {row['what']} | {row['values']:,} | {difference} | {row.get('equal', '')} |"
+    """Format the result of `compare`."""
+    cells = [
+        (
+            row["what"],
+            f"{row['values']:,}",
+            f"{row['difference']:.1e}" if "difference" in row else "",
+            str(row.get("equal", "")),
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return markdown_table([["", "values", "largest difference", "equal"], *cells])
 
 
 def main(workdir: Path, export: Path, python: Path = Path(sys.executable)) -> None:
-    """Compares an export with its run on the evaluation split.
+    """Compare an export with its run on the evaluation split.
 
     Args:
       workdir: the run.
-      export: what `python -m vlmae.export` made of it.
+      export: the folder that `vlmae export` wrote.
       python: an interpreter that has torch and safetensors.
     """
     config = override(load_run(workdir), {"data.tokenizer": str(tokenizer_of(workdir))})
@@ -167,4 +158,4 @@ def main(workdir: Path, export: Path, python: Path = Path(sys.executable)) -> No
 
 
 if __name__ == "__main__":
-    run_command(main)
+    tyro.cli(main, config=(tyro.conf.PositionalRequiredArgs,))

@@ -1,13 +1,13 @@
-"""What fusing long clips and long texts costs: memory, operations and time of the three fusions.
+"""Cost of fusing long clips and long texts: memory, FLOPs and time of the three fusions.
 
     python -m experiments.benchmarks.fusion
     python -m experiments.benchmarks.fusion --frames 4 16 --words 40 512 --part step
 
 The fusion alone (`--part fusion`) is its forward and backward pass, down to the gradients of the
-features of text and video, at the width of ViT-B/16 and BERT-base, three layers; 197 tokens a
-frame. The whole training step (`--part step`) has both encoders, VTC, VTM, MLM and MCM, and frames
-encoded in chunks. Memory is what the compiler reserves beside arguments and results; nothing but
-the timed programs runs. How operations grow is fitted on clips and texts so long that it shows.
+features of text and video, at the width of ViT-B/16 and BERT-base: three layers, 197 tokens a
+frame. The whole training step (`--part step`) has both encoders, VTC, VTM, MLM and MCM, and encodes
+frames in chunks. Memory is the compiler's temporary memory, beside arguments and results; only the
+timed programs run. The growth of FLOPs is fitted on long clips and texts, where it dominates.
 """
 
 import functools
@@ -23,25 +23,27 @@ import numpy as np
 from jaxtyping import PyTree
 
 from experiments.benchmarks.cost import base_config, compile_step, one_device
-from experiments.benchmarks.report import compare, print_report, write_report
-from vlmae.choices import SLOT
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch
-from vlmae.host_memory import keep_freed_memory
+from experiments.benchmarks.report import compare, format_ratio, print_report, write_report
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import override
 from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import build_model
+from vlmae.ops.multiple_choice import SLOT
+from vlmae.parallel.malloc import keep_freed_memory
+from vlmae.runs.tables import markdown_table
+from vlmae.training.step import abstract_batch
 
 KINDS = ("multiway", "cross_attention", "concat")
 PATCHES = 196
+# Long, since linear terms hide the exponent on short inputs.
 LONG_FRAMES = (128, 256, 512, 1024, 2048)
 LONG_TEXTS = (8192, 16384, 32768, 65536, 131072)
 TEMPLATE = (101, 2054, 102, SLOT, SLOT, SLOT, SLOT, 102)
 
 
 class Shape(NamedTuple):
-    """What is fused."""
+    """One case: the kind of fusion, and the lengths of clip and text."""
 
     kind: str
     frames: int
@@ -49,7 +51,7 @@ class Shape(NamedTuple):
 
 
 def fusion_config(kind: str) -> ExperimentConfig:
-    """B/16 and BERT-base with one of the fusions, unmasked."""
+    """Build the config of B/16 and BERT-base with one of the fusions, unmasked."""
     changes = {"model.fusion.kind": kind, "model.text.dropout": 0.0}
     return override(base_config("B", 1, "float32"), changes)
 
@@ -73,17 +75,17 @@ def features(shape: Shape, batch_size: int, width: int) -> tuple[TextFeatures, V
 
 
 def lower_fusion(shape: Shape, batch_size: int) -> tuple[Any, PyTree]:
-    """The fusion's forward and backward pass, lowered, and its abstract arguments."""
+    """Lower the fusion's forward and backward pass; return it with its abstract arguments."""
     config = fusion_config(shape.kind)
     model = build_model(config)
     text, video = features(shape, batch_size, config.model.video.width)
     init = functools.partial(model.init, jax.random.key(0), method="fuse")
-    params = jax.eval_shape(init, text, video)
+    params = jax.eval_shape(init, video, text)
 
     def loss(params: PyTree, text_tokens: jax.Array, video_tokens: jax.Array, rest: PyTree):
         text, video = rest
         text, video = text._replace(tokens=text_tokens), video._replace(tokens=video_tokens)
-        return jnp.square(model.apply(params, text, video, method="fuse")[:, 0]).sum()
+        return jnp.square(model.apply(params, video, text, method="fuse")[:, 0]).sum()
 
     gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
     arguments = (params, text.tokens, video.tokens, (text, video))
@@ -118,7 +120,7 @@ def fusion_memory(shape: Shape, batch_size: int) -> int:
 
 
 def exponent(sizes: Sequence[int], flops: Sequence[float]) -> float:
-    """The slope of log operations over log size.
+    """Fit the slope of log FLOPs over log size.
 
     >>> round(exponent([1, 2, 4], [3.0, 12.0, 48.0]), 6)
     2.0
@@ -127,7 +129,7 @@ def exponent(sizes: Sequence[int], flops: Sequence[float]) -> float:
 
 
 def growth(kind: str) -> dict[str, Any]:
-    """How the operations of a fusion grow with the frames (40 words) and the words (1 frame)."""
+    """Fit the growth of a fusion's FLOPs with frames (at 40 words) and with words (at 1 frame)."""
 
     def flops(frames: int, words: int) -> float:
         return lower_fusion(Shape(kind, frames, words), 1)[0].cost_analysis()["flops"]
@@ -144,7 +146,7 @@ def growth(kind: str) -> dict[str, Any]:
 
 
 def prepare(shape: Shape, batch_size: int) -> Callable[[], float]:
-    """A function that runs the fusion's pass once and returns its seconds."""
+    """Compile the fusion's pass; the returned function runs it once and returns its seconds."""
     lowered, arguments = lower_fusion(shape, batch_size)
     program = lowered.compile()
     rng = np.random.default_rng(0)
@@ -165,8 +167,9 @@ def prepare(shape: Shape, batch_size: int) -> Callable[[], float]:
 
 
 def time_fusions(frames: int, words: int, batch_size: int, rounds: int) -> list[dict]:
-    """Seconds of each fusion, and how many times slower than the first; one round warms up."""
+    """Measure seconds of each fusion and its ratio to the first, after one warm-up round."""
     runs = {kind: prepare(Shape(kind, frames, words), batch_size) for kind in KINDS}
+    # All kinds within a round, so that other jobs on the machine slow all alike.
     times = [{kind: run() for kind, run in runs.items()} for _ in range(1 + rounds)][1:]
     rows = []
     for kind in KINDS:
@@ -177,43 +180,34 @@ def time_fusions(frames: int, words: int, batch_size: int, rounds: int) -> list[
 
 
 def format_memory(rows: Sequence[dict]) -> str:
-    """Markdown: one row for each length of clip and text, MiB a clip."""
-    lines = [
-        "| frames | words | " + " | ".join(KINDS) + " | concat / multiway |",
-        "|---|---|" + "---|" * (len(KINDS) + 1),
-    ]
+    """Format MiB a clip: a row for each length of clip and text."""
+    lines = []
     for frames, words in dict.fromkeys((row["frames"], row["words"]) for row in rows):
         of_shape = [row for row in rows if (row["frames"], row["words"]) == (frames, words)]
         by_kind = {row["kind"]: row["mib"] for row in of_shape}
         cells = [f"{by_kind[kind]:,.0f}" for kind in KINDS]
         ratio = by_kind["concat"] / by_kind["multiway"]
-        lines.append(f"| {frames} | {words} | " + " | ".join(cells) + f" | {ratio:.1f} |")
-    return "\n".join(lines)
+        lines.append([str(frames), str(words), *cells, f"{ratio:.1f}"])
+    return markdown_table([["frames", "words", *KINDS, "concat / multiway"], *lines])
 
 
 def format_growth(rows: Sequence[dict]) -> str:
-    """Markdown: the exponents."""
-    lines = ["| fusion | operations ~ frames ^ | operations ~ words ^ |", "|---|---|---|"]
-    for row in rows:
-        by_frames, by_words = row["frames_exponent"], row["words_exponent"]
-        lines.append(f"| {row['kind']} | {by_frames:.2f} | {by_words:.2f} |")
-    return "\n".join(lines)
+    """Format the exponents."""
+    cells = [
+        (row["kind"], f"{row['frames_exponent']:.2f}", f"{row['words_exponent']:.2f}")
+        for row in rows
+    ]
+    return markdown_table([["fusion", "operations ~ frames ^", "operations ~ words ^"], *cells])
 
 
 def format_times(rows: Sequence[dict]) -> str:
-    """Markdown: seconds, and ratios of the same round."""
-    lines = ["| fusion | s a clip | x multiway (range) |", "|---|---|---|"]
-    for row in rows:
-        low, high = row["ratio_range"]
-        lines.append(
-            f"| {row['kind']} | {row['secs_per_clip']:.2f} | "
-            f"{row['ratio']:.2f} ({low:.2f}-{high:.2f}) |"
-        )
-    return "\n".join(lines)
+    """Format seconds, and ratios within a round."""
+    cells = [(row["kind"], f"{row['secs_per_clip']:.2f}", format_ratio(row)) for row in rows]
+    return markdown_table([["fusion", "s a clip", "x multiway (range)"], *cells])
 
 
 def plot_memory(rows: Sequence[dict], path: Path) -> None:
-    """Memory against frames, a panel for each length of text."""
+    """Plot memory against frames, a panel for each length of text."""
     from matplotlib.figure import Figure
 
     texts = list(dict.fromkeys(row["words"] for row in rows))
@@ -243,7 +237,7 @@ def main(
     timed: tuple[int, int] = (16, 512),
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the tables and writes fusion.json, fusion.md and fusion_memory.png (or step...).
+    """Print the tables; write fusion.json, fusion.md and fusion_memory.png (or step...).
 
     Args:
       part: whose memory; growth and time are always those of the fusion alone.

@@ -1,14 +1,14 @@
-"""Clips a second that come out of the pipeline: ours against decord and PyAV in torch's DataLoader.
+"""Clips a second of the input pipeline, against decord and PyAV in torch's DataLoader.
 
     pip install decord
     python -m experiments.benchmarks.input
     python -m experiments.benchmarks.input --folder VIDEOS --frames 8
 
-The same clips, crops and number of worker processes for all; ours also turns captions into words.
+All pipelines get the same clips, crops and number of workers; ours also tokenizes captions.
 The clips are those of `experiments.benchmarks.decoding`, or of a folder; ours reads them as they
-are, and encoded again. Measured in rounds, each of which opens every pipeline in turn, takes what
-its workers may have made before anybody asked, times some batches more, and closes it: none works
-while another one is timed. Ratios compare within a round.
+are, and encoded again. A round opens every pipeline in turn, drops the batches that its workers
+prefetch, times some more, and closes it, so that none works while another one is timed. Ratios
+compare within a round.
 """
 
 import contextlib
@@ -20,18 +20,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.pipeline import train_batches
-from data_pipelines.prepare import prepare
-from data_pipelines.reencode import Reencode
+from data_pipelines.loading.pipeline import train_batches
+from data_pipelines.media.reencode import Reencode
+from data_pipelines.schema.config import DataConfig, SourceConfig
+from data_pipelines.storage.prepare import prepare
 from experiments.benchmarks.decoding import OTHER_FORM, make_clip, read_folder
 from experiments.benchmarks.loaders import READERS, torch_batches
-from experiments.benchmarks.report import compare, print_report, write_report
-from vlmae.find_num_workers import MADE_AHEAD, num_cores
+from experiments.benchmarks.report import compare, format_ratio, print_report, write_report
+from vlmae.runs.tables import markdown_table
+from vlmae.training.num_workers import MADE_AHEAD, num_cores
 
 
 def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
-    """Files, and a manifest of them for our builder."""
+    """Write the clips as files, with a manifest for our builder."""
     paths = [folder / f"{i}.mp4" for i in range(len(clips))]
     for path, media in zip(paths, clips, strict=True):
         path.write_bytes(media)
@@ -41,7 +42,7 @@ def write_clips(clips: Sequence[bytes], folder: Path) -> list[Path]:
 
 
 def store(folder: Path, name: str, reencode: Reencode | None) -> None:
-    """Makes a data set of the manifest in a folder."""
+    """Prepare a data set of the manifest in a folder."""
     splits = {"train": folder / "manifest.jsonl"}
     prepare("manifest", folder, name=name, splits=splits, reencode=reencode)
 
@@ -50,12 +51,12 @@ def our_batches(folder: Path, config: DataConfig, name: str) -> Iterator:
     """Endless batches of our pipeline from a data set that `store` made."""
     source = SourceConfig(name, num_frames=config.train[0].num_frames)
     own = dataclasses.replace(config, train=(source,), data_dir=str(folder))
-    with train_batches(own, 0, seed=0) as batches:
+    with train_batches(own, 0, seed=0) as batches:  # ends its workers when the generator is closed
         yield from batches
 
 
 def time_batches(batches: Iterator, skip: int, count: int) -> float:
-    """Seconds for so many batches, after some that do not count."""
+    """Measure `count` batches in seconds, after `skip` that do not count."""
     for _ in range(skip):
         next(batches)
     start = time.perf_counter()
@@ -67,7 +68,7 @@ def time_batches(batches: Iterator, skip: int, count: int) -> float:
 def measure(
     makers: dict[str, Callable[[], Iterator]], rounds: int, skip: int, count: int
 ) -> dict[str, list[float]]:
-    """Seconds of every pipeline in every round; there is one of them at a time."""
+    """Measure seconds of every pipeline in every round, one pipeline at a time."""
     secs: dict[str, list[float]] = {name: [] for name in makers}
     for number in range(rounds):
         for name, make in makers.items():
@@ -78,7 +79,7 @@ def measure(
 
 
 def rows_of(secs: dict[str, list[float]], clips: int, cores: int) -> list[dict]:
-    """Clips a second and core, and how many times as many as the first pipeline's."""
+    """Clips a second and core of each pipeline, with its ratio to the first."""
     first, rows = next(iter(secs.values())), []
     for name, own in secs.items():
         rows.append(
@@ -92,13 +93,9 @@ def rows_of(secs: dict[str, list[float]], clips: int, cores: int) -> list[dict]:
 
 
 def format_table(rows: list[dict]) -> str:
-    """Markdown; "x" compares with the first row."""
-    lines = ["| pipeline | clips a second and core | x (range) |", "|---|---|---|"]
-    for r in rows:
-        low, high = r["ratio_range"]
-        rate, ratio = r["clips_per_sec_and_core"], r["ratio"]
-        lines.append(f"| {r['pipeline']} | {rate:.1f} | {ratio:.2f} ({low:.2f}-{high:.2f}) |")
-    return "\n".join(lines)
+    """Format a table whose ratios compare with the first row."""
+    cells = [(r["pipeline"], f"{r['clips_per_sec_and_core']:.1f}", format_ratio(r)) for r in rows]
+    return markdown_table([["pipeline", "clips a second and core", "x (range)"], *cells])
 
 
 def main(
@@ -112,7 +109,7 @@ def main(
     reencode: Reencode = OTHER_FORM,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes input.md and input.json.
+    """Print the table and write input.md and input.json.
 
     Args:
       frames: sampled of each clip.

@@ -1,7 +1,7 @@
-"""What people feed video models with today: torch's DataLoader, with decord or PyAV.
+"""Video input pipelines to compare ours with: torch's DataLoader, with decord or PyAV.
 
-Frames are sampled at the same times and cut to the same views as ours; only what decodes and what
-makes batches differ.
+Frames are sampled at the same times and cropped to the same views as ours; only the decoder and the
+loader of batches differ.
 """
 
 import zlib
@@ -13,26 +13,26 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from data_pipelines.config import DataConfig
-from data_pipelines.sampling import segment_times
-from data_pipelines.transforms import train_view
+from data_pipelines.media.sampling import segment_times
+from data_pipelines.media.transforms import train_view
+from data_pipelines.schema.config import DataConfig
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 ENDLESS = 10**9  # clips
 
 
 def read_decord(path: Path, num_frames: int, rng: np.random.Generator) -> Frames:
-    """A few frames by decord, which seeks."""
+    """Sample frames by decord, which seeks."""
     import decord  # not among the packages that vlmae needs
 
     reader = decord.VideoReader(str(path), num_threads=1)
     times = segment_times(len(reader) / reader.get_avg_fps(), num_frames, rng)
-    places = (times * reader.get_avg_fps()).astype(int)
-    return reader.get_batch(np.minimum(places, len(reader) - 1)).asnumpy()
+    patch_ids = (times * reader.get_avg_fps()).astype(int)
+    return reader.get_batch(np.minimum(patch_ids, len(reader) - 1)).asnumpy()
 
 
 def read_pyav(path: Path, num_frames: int, rng: np.random.Generator) -> Frames:
-    """A few frames by PyAV: it decodes up to the last of them, and converts those alone."""
+    """Sample frames by PyAV: decode up to the last of them, convert only those to RGB."""
     frames = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -54,15 +54,18 @@ READERS: dict[str, Callable[[Path, int, np.random.Generator], Frames]] = {
 
 
 class Clips(Dataset):
-    """Training views of video files, new ones every time."""
+    """Training views of video files, drawn anew at each access."""
 
     def __init__(self, paths: Sequence[Path], reader: str, config: DataConfig):
+        """Read `paths` by `READERS[reader]`, with the sizes of the config."""
         self.paths, self.reader, self.config = paths, reader, config
 
     def __len__(self) -> int:
+        """Count the files."""
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Frames:
+        """Decode and crop a file."""
         config = self.config
         rng = np.random.default_rng([zlib.crc32(self.paths[i].name.encode()), *np.random.bytes(4)])
         video = READERS[self.reader](self.paths[i], config.train[0].num_frames, rng)
@@ -77,7 +80,7 @@ def torch_batches(paths: Sequence[Path], reader: str, config: DataConfig) -> Ite
     yield from DataLoader(
         clips,
         config.batch_size,
-        sampler=RandomSampler(clips, num_samples=ENDLESS),  # one order of all after the other
+        sampler=RandomSampler(clips, num_samples=ENDLESS),  # without a pause between epochs
         num_workers=config.num_workers,
         multiprocessing_context="spawn",
     )

@@ -1,10 +1,10 @@
-"""What a training step needs in memory: by what it keeps for the backward pass, and PyTorch's.
+"""Memory of a training step, by what it keeps for the backward pass, and of PyTorch's.
 
     python -m experiments.benchmarks.memory
     python -m experiments.benchmarks.memory --size B --frames 16 --variant dense
 
-Parameters, optimizer and activations, at most, during steps that follow a first one; every figure
-is of a process of its own (`sides.Side.peak_bytes`).
+Each figure is the peak of parameters, optimizer state and activations during the steps that follow
+the first one, measured in a process of its own (`sides.Side.peak_bytes`).
 """
 
 from pathlib import Path
@@ -14,7 +14,8 @@ from experiments.benchmarks.cost import Size
 from experiments.benchmarks.own_process import OwnProcess
 from experiments.benchmarks.report import print_report, write_report
 from experiments.benchmarks.sides import OurSide, PeerSide, variant_config
-from vlmae.config_tree import override
+from vlmae.config.tree import override
+from vlmae.runs.tables import markdown_table
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "all is kept": {},
@@ -29,18 +30,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def measure(side: OwnProcess) -> float:
-    """The most memory of a side's step, after one that warms up, in GiB; ends its process."""
+    """Return the peak memory of a step after one warm-up step, in GiB, and end the process."""
     with side:
         side.call("step")
         return side.call("peak_bytes") / 2**30
 
 
 def format_table(gib: dict[str, float]) -> str:
-    """Markdown; the first row is what the others are compared with."""
+    """Format a table whose ratios compare with the first row."""
     first = next(iter(gib.values()))
-    lines = ["| step | GiB | x |", "|---|---|---|"]
-    lines += [f"| {name} | {size:.2f} | {size / first:.2f} |" for name, size in gib.items()]
-    return "\n".join(lines)
+    rows = [(name, f"{size:.2f}", f"{size / first:.2f}") for name, size in gib.items()]
+    return markdown_table([["step", "GiB", "x"], *rows])
 
 
 def main(
@@ -51,7 +51,7 @@ def main(
     peer: bool = True,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes memory.md and memory.json.
+    """Print the table and write memory.md and memory.json.
 
     Args:
       size: S or B.

@@ -1,12 +1,12 @@
-"""What crosses the network in a training step, on growing numbers of simulated devices.
+"""Bytes that a training step sends over the network, for growing numbers of simulated devices.
 
     python -m experiments.benchmarks.network
     python -m experiments.benchmarks.network --devices 2 4 --frames 4
 
 ViT-B/16 and BERT-base, 32 clips a device, VTC over the global batch and VTM with negatives of the
-device's own rows (the defaults), cut by `data` (copies) or by `fsdp` (parameters cut). Nothing is
-run: the bytes are those of the results of the compiled step's collectives, on each device. GPUs'
-compilers may choose other collectives than the CPU's, for which these are compiled.
+device's own rows (the defaults), sharded over `data` (parameters replicated) or `fsdp` (parameters
+sharded). Nothing runs: the bytes are those of the results of the compiled step's collectives, on
+each device. The step is compiled for CPUs; compilers for GPUs may choose other collectives.
 """
 
 import os
@@ -21,11 +21,12 @@ import jax
 
 from experiments.benchmarks.cost import Size, base_config, compile_step
 from experiments.benchmarks.report import print_report, write_report
-from vlmae.analysis.collectives import KINDS, collective_bytes
-from vlmae.config import MeshConfig
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch
-from vlmae.sharding import make_mesh
+from vlmae.config.experiment import MeshConfig
+from vlmae.config.tree import override
+from vlmae.parallel.sharding import make_mesh
+from vlmae.runs.tables import markdown_table
+from vlmae.training.step import abstract_batch
+from vlmae.training.step_cost import KINDS, collective_bytes
 
 Axis = Literal["data", "fsdp"]
 
@@ -47,15 +48,14 @@ def measure(size: Size, axis: Axis, devices: int, frames: int, rows: int) -> dic
 
 
 def format_rows(rows: Sequence[dict]) -> str:
-    """Markdown, in MB a step on each device."""
+    """Format a table in MB a step on each device."""
     kinds = [kind for kind in KINDS if any(kind in row["bytes"] for row in rows)]
-    head = ["cut by", "devices", *kinds, "all", "similarity matrix"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
         sizes = [row["bytes"].get(kind, 0) for kind in kinds]
         cells = [f"{size / 1e6:,.2f}" for size in (*sizes, sum(sizes), row["similarities_bytes"])]
-        lines.append("| " + " | ".join([row["axis"], str(row["devices"]), *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([row["axis"], str(row["devices"]), *cells])
+    return markdown_table([["cut by", "devices", *kinds, "all", "similarity matrix"], *lines])
 
 
 def main(
@@ -66,7 +66,7 @@ def main(
     rows: int = 32,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes network.json and network.md.
+    """Print the table and write network.json and network.md.
 
     Args:
       devices: how many, simulated on the CPU.

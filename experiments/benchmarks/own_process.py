@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: memory, what a cache spares, undisturbed steps."""
+"""Processes for measurements that another one would disturb: memory, caches, timed steps."""
 
 import ctypes
 import gc
@@ -13,16 +13,16 @@ from unittest import mock
 
 
 class OwnProcess:
-    """A new process, and in it what a function makes; its methods are called from here.
+    """A new process that holds an object; `call` calls the object's methods.
 
-    Arguments and results are pickled; an error in there is raised here. A context manager; the
-    process ends when this one does, however that comes.
+    Arguments and results are pickled, and errors of the process are raised here. A context manager;
+    the process also ends whenever this one does.
     """
 
     def __init__(
         self, make: Callable[..., Any], *arguments: object, env: Mapping[str, str] | None = None
     ):
-        """Calls `make`, of a module that can be imported, with environment variables set."""
+        """Make the object by `make(*arguments)`, an importable function, in environment `env`."""
         spawn = get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent)
         with mock.patch.dict(os.environ, env or {}):  # a new process has those of this one
@@ -34,24 +34,26 @@ class OwnProcess:
             raise
 
     def call(self, method: str, *arguments: object) -> Any:
-        """What a method of the object in there returns."""
+        """Call a method of the object in the process, and return its result."""
         return self._pool.submit(_call, method, arguments).result()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._pool.shutdown()
 
     def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the process."""
         self.close()
 
 
 def in_own_process(
     function: Callable[..., Any], *arguments: object, env: Mapping[str, str] | None = None
 ) -> Any:
-    """What a function returns in a new process; see `OwnProcess`."""
+    """Call a function in a new process, and return its result; see `OwnProcess`."""
     with OwnProcess(function, *arguments, env=env) as process:
         return process.call("")
 
@@ -76,7 +78,7 @@ def _call(method: str, arguments: tuple) -> Any:
 
 
 def cache_in(folder: str) -> dict[str, str]:
-    """Environment variables by which JAX keeps every compiled program in a folder."""
+    """Environment variables that make JAX cache every compiled program in a folder."""
     return {
         "JAX_COMPILATION_CACHE_DIR": folder,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -84,14 +86,14 @@ def cache_in(folder: str) -> dict[str, str]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process now, after giving back what is free (Linux with glibc)."""
+    """Resident memory of this process after returning free memory (Linux with glibc)."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return _status("VmRSS")
 
 
 def peak_resident_bytes(run: Callable[[], None]) -> int:
-    """The most memory that this process has while something runs (Linux)."""
+    """Measure the peak resident memory of this process during `run()` (Linux)."""
     resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     run()

@@ -1,11 +1,11 @@
-"""The same model in PyTorch, to measure ours against: encoders, decoder and fusion of transformers.
+"""The same model in PyTorch, from the encoders, decoder and fusion layers of transformers.
 
 ViT-MAE, its decoder, BERT and BERT's layers with cross-attention (the fusion of ALBEF and BLIP),
-with scaled-dot-product attention. What transformers does not have (thinning, frame selection,
+with scaled-dot-product attention. What transformers does not have (token pruning, frame selection,
 MuLTI's samplers) comes from the PyTorch model that `vlmae.export` writes.
 
-Random choices (masks, hidden words, negatives) are given with the batch, so that both sides can be
-compared on the same ones; the peer is spared the time to draw them.
+Random choices (masks, masked words, negatives) come with the batch, so that both sides use the
+same; the peer spends no time on drawing them.
 """
 
 import tempfile
@@ -20,41 +20,41 @@ from jaxtyping import PyTree
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import override
-from vlmae.interop import torch_model
-from vlmae.interop.exported import describe
-from vlmae.interop.families import FAMILIES
-from vlmae.interop.tensors import Tensors, write_tensors
-from vlmae.interop.torch_model import TextFeatures, VideoFeatures
-from vlmae.interop.torch_names import to_torch
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import override
+from vlmae.export import modeling_vlmae
+from vlmae.export.modeling_vlmae import TextFeatures, VideoFeatures
 from vlmae.models.embeddings import sincos_positions
 from vlmae.models.pixel_decoder import num_decoded
+from vlmae.weights.export_format import describe
+from vlmae.weights.families import FAMILIES
+from vlmae.weights.tensors import Tensors, write_tensors
+from vlmae.weights.torch_names import to_torch
 
 
 class TorchBatch(NamedTuple):
-    """A batch, and everything that a training step draws for it."""
+    """A batch, with all random choices of a training step."""
 
     video: Tensor  # uint8 [b t h w 3]
     text_ids: Tensor  # [b l]
     text_mask: Tensor  # [b l]
     kept_ids: Tensor  # [b t k], the visible patches, ascending
-    paint_noise: Tensor  # [b t n], by which the removed patches to paint are chosen
-    hidden_ids: Tensor  # [b l], the text with hidden words
-    hidden: Tensor  # [b l], True where a word is to be found
-    other_text: Tensor  # [b], the row of the hard text of each clip
-    other_video: Tensor  # [b], the row of the hard clip of each text
+    paint_noise: Tensor  # [b t n], selects the removed patches to decode
+    hidden_ids: Tensor  # [b l], the text with masked words
+    hidden: Tensor  # [b l], True where MLM predicts the word
+    other_text: Tensor  # [b], row of the hard negative text of each clip
+    other_video: Tensor  # [b], row of the hard negative clip of each text
     question: tuple[Tensor, Tensor] | None  # MCM's texts, ids and mask [b q]
-    answer: Tensor  # [b], the place of the true caption
+    answer: Tensor  # [b], position of the true caption
     asked: Tensor  # [b], False for a row without enough wrong captions
 
 
-class Peer(torch_model.VideoLanguageModel):
-    """The exported model with its training losses; what transformers has is taken from there."""
+class Peer(modeling_vlmae.VideoLanguageModel):
+    """The exported model with training losses; parts that transformers has come from there."""
 
     def __init__(self, config: ExperimentConfig, params: PyTree):
-        """The model of a config, with these parameters, in training."""
-        config = override(  # the exported model thins as in evaluation
+        """Build the model of a config with these parameters, in training mode."""
+        config = override(  # the exported model prunes as in evaluation
             config,
             {"model.video.sparsify.eval_keep_rate": config.model.video.sparsify.keep_rate},
         )
@@ -71,7 +71,7 @@ class Peer(torch_model.VideoLanguageModel):
                 self.pixel_decoder = StockPainter(mae.decoder)
 
     def forward(self, batch: TorchBatch) -> Tensor:
-        """The sum of the losses of the parts that the model has, each of weight 1."""
+        """Sum the losses of the parts that the model has, each of weight 1."""
         video = self.encode_video(batch.video, batch.kept_ids)
         text = self.encode_text(batch.text_ids, batch.text_mask)
         total = self.contrast(video, text) + self.match_pairs(video, text, batch)
@@ -79,13 +79,13 @@ class Peer(torch_model.VideoLanguageModel):
         if "pixel_decoder" in self.parts:
             total = total + self.paint(video, batch)
         if batch.question is not None:
-            logits = self.choose(self.encode_text(*batch.question), video)
+            logits = self.choose(video, self.encode_text(*batch.question))
             values = F.cross_entropy(logits.float(), batch.answer, reduction="none")
             total = total + mean_where(values, batch.asked)
         return total
 
     def encode_video(self, video: Tensor, kept_ids: Tensor) -> VideoFeatures:
-        """Encodes the patches at `kept_ids` [b t k]."""
+        """Encode the patches at `kept_ids` [b t k]."""
         if not isinstance(self.video_encoder, StockVideo):
             return super().encode_video(video, kept_ids)
         layout = self.model_config["video"]["layout"]
@@ -95,34 +95,42 @@ class Peer(torch_model.VideoLanguageModel):
         pixels = ((video.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
         return self.video_encoder(pixels, kept_ids)
 
-    def fuse(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """As in evaluation, but the chosen frames carry the gradient of their scores."""
-        choice = self.choose_frames(text, video)
+    def fuse(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
+        """Fuse as in evaluation, but selected frames pass a straight-through gradient to scores."""
+        choice = self.choose_frames(video, text)
         if choice is None:
             return self.fusion(text, video)
-        kept = torch_model.keep_frames(video, choice.frames)
-        soft = choice.scores.softmax(dim=1).gather(1, choice.frames)
-        weights = (1 + soft - soft.detach())[:, :, None, None]
-        return self.fusion(text, kept._replace(tokens=kept.tokens * weights.to(kept.tokens)))
+        kept = modeling_vlmae.keep_frames(video, choice.frames)
+        chosen = F.one_hot(choice.frames, choice.scores.shape[1]).bool()
+        elsewhere = chosen.any(dim=1, keepdim=True) & ~chosen
+        swaps = choice.scores[:, None].masked_fill(elsewhere, -torch.inf).softmax(dim=2)
+        swaps = (swaps - swaps.detach()).to(kept.tokens)
+
+        def learn(kept: Tensor, frames: Tensor) -> Tensor:
+            return kept + torch.einsum("bkt,bt...->bk...", swaps, frames.detach())
+
+        tokens = learn(kept.tokens, video.tokens)
+        frame_cls = learn(kept.frame_cls, video.frame_cls)
+        return self.fusion(text, kept._replace(tokens=tokens, frame_cls=frame_cls))
 
     def contrast(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
-        """VTC over the batch, whose clips all differ."""
+        """VTC over the batch; all its clips differ."""
         logits = self.similarity(video, text).float()
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     def match_pairs(self, video: VideoFeatures, text: TextFeatures, batch: TorchBatch) -> Tensor:
-        """VTM: each pair as it is, with a hard clip, with a hard text, in one pass."""
+        """VTM: each pair as it is, with a hard clip, and with a hard text, in one pass."""
         own = torch.arange(len(batch.video), device=batch.video.device)
         texts = rows(text, torch.cat([own, own, batch.other_text]))
         videos = rows(video, torch.cat([own, batch.other_video, own]))
-        scores = self.match_head(self.fuse(texts, videos)[:, 0]).float()
+        scores = self.match_head(self.fuse(videos, texts)[:, 0]).float()
         labels = (torch.arange(len(scores), device=own.device) < len(own)).long()
         return F.cross_entropy(scores, labels)
 
     def find_words(self, video: VideoFeatures, batch: TorchBatch) -> Tensor:
         """MLM."""
-        logits = self.word_logits(self.encode_text(batch.hidden_ids, batch.text_mask), video)
+        logits = self.word_logits(video, self.encode_text(batch.hidden_ids, batch.text_mask))
         words = batch.text_ids.flatten().long()
         values = F.cross_entropy(logits.flatten(0, 1).float(), words, reduction="none")
         return mean_where(values, batch.hidden.flatten())
@@ -136,37 +144,38 @@ class Peer(torch_model.VideoLanguageModel):
             painted = self.decode_pixels(video)
         else:
             painted = self.pixel_decoder(video, self.painted_places(video, batch.paint_noise))
-            target = torch_model.take(target, painted.places)
-        removed = video.removed_mask.gather(2, painted.places)
+            target = modeling_vlmae.take(target, painted.patch_ids)
+        removed = video.removed_mask.gather(2, painted.patch_ids)
         return mean_where((painted.pixels.float() - target).square().mean(dim=-1), removed)
 
     def painted_places(self, video: VideoFeatures, noise: Tensor) -> Tensor:
-        """Where tokens stand, then removed patches by noise, ascending [b t s]."""
-        n, places = noise.shape[2], video.places
-        visible = video.stage_places[0].shape[2]
-        count = num_decoded(n, places.shape[2], visible, self.target_ratio)
-        occupied = (places[..., None] == torch.arange(n, device=noise.device)).any(dim=2)
+        """Patches to decode, ascending [b t s]: those of tokens, then removed ones by noise."""
+        n, patch_ids = noise.shape[2], video.patch_ids
+        visible = video.stage_patch_ids[0].shape[2]
+        count = num_decoded(n, patch_ids.shape[2], visible, self.target_ratio)
+        occupied = (patch_ids[..., None] == torch.arange(n, device=noise.device)).any(dim=2)
         order = torch.where(video.removed_mask, noise, 2.0).masked_fill(occupied, -1.0)
-        return torch_model.best(-order, count)
+        return modeling_vlmae.best(-order, count)
 
 
 def rows(features: NamedTuple, ids: Tensor) -> NamedTuple:
-    """The given rows of every tensor in `features`."""
+    """Take the given rows of every tensor in `features`."""
     return torch.utils._pytree.tree_map(lambda x: x[ids], features)
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values where the mask is True."""
+    """Average the values where the mask is True."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-# --- parts of transformers, which look like those of the exported model from outside
+# --- parts of transformers, with the interface of the exported model's parts
 
 
 class StockVideo(nn.Module):
     """ViT-MAE's encoder."""
 
     def __init__(self, vit: transformers.ViTMAEModel):
+        """Wrap the encoder."""
         super().__init__()
         self.vit = vit
 
@@ -174,7 +183,8 @@ class StockVideo(nn.Module):
         """Features of normalized pixels [b t 3 h w] at the patches `kept_ids` [b t k]."""
         b, t, k = kept_ids.shape
         n = self.vit.embeddings.patch_embeddings.num_patches
-        rank = torch.arange(k, device=pixels.device) / n - 1  # it keeps the lowest, in their order
+        # The encoder keeps the patches of the lowest noise, in that order.
+        rank = torch.arange(k, device=pixels.device) / n - 1
         noise = pixels.new_ones(b, t, n).scatter(2, kept_ids, rank.to(pixels).expand(b, t, k))
         output = self.vit(pixels.flatten(0, 1), noise=noise.flatten(0, 1))
         x = output.last_hidden_state.unflatten(0, (b, t))
@@ -186,22 +196,26 @@ class StockPainter(nn.Module):
     """ViT-MAE's decoder."""
 
     def __init__(self, decoder: nn.Module):
+        """Wrap the decoder."""
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, video: VideoFeatures) -> torch_model.Painted:
-        """The pixels of every patch."""
+    def forward(self, video: VideoFeatures) -> modeling_vlmae.PixelPrediction:
+        """Predict the pixels of every patch."""
         b, t, n = video.removed_mask.shape
         x = torch.cat([video.frame_cls[:, :, None], video.tokens], dim=2).flatten(0, 1)
         order = video.removed_mask.flatten(0, 1).long().argsort(dim=1, stable=True)
         pixels = self.decoder(x, order.argsort(dim=1)).logits.unflatten(0, (b, t))
-        return torch_model.Painted(pixels, torch.arange(n, device=x.device).expand(b, t, n))
+        return modeling_vlmae.PixelPrediction(
+            pixels, torch.arange(n, device=x.device).expand(b, t, n)
+        )
 
 
 class StockText(nn.Module):
     """BERT's lower layers."""
 
     def __init__(self, config: ExperimentConfig, params: PyTree):
+        """Build the layers with our parameters."""
         super().__init__()
         text = {"text_encoder": params["text_encoder"]}
         tensors = write_tensors(text, FAMILIES["bert"], config.model)
@@ -210,15 +224,15 @@ class StockText(nn.Module):
 
     @property
     def embeddings(self) -> "StockText":
-        """Itself: the one who knows `scores`."""
+        """This module, which has the method `scores` of the exported embeddings."""
         return self
 
     def scores(self, x: Tensor) -> Tensor:
-        """The product of tokens with the word table [b l v]."""
+        """Multiply tokens with the word embeddings [b l v]."""
         return x @ self.bert.get_input_embeddings().weight.T
 
     def forward(self, ids: Tensor, mask: Tensor) -> TextFeatures:
-        """Features of word ids [b l]."""
+        """Encode token ids [b l]."""
         return TextFeatures(self.bert(ids, attention_mask=mask).last_hidden_state, mask)
 
 
@@ -226,6 +240,7 @@ class StockFusion(nn.Module):
     """BERT's layers with cross-attention, which need text and video of one width."""
 
     def __init__(self, config: ExperimentConfig, params: PyTree):
+        """Build the layers with our parameters."""
         super().__init__()
         text = {"text_encoder": {"embeddings": params["text_encoder"]["embeddings"]}}
         tensors = write_tensors(text, FAMILIES["bert"], config.model)
@@ -241,7 +256,7 @@ class StockFusion(nn.Module):
         self.layers = bert.encoder.layer
 
     def forward(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """The text tokens after they have read those of all frames [b l d]."""
+        """Let the text tokens attend to the tokens of all frames [b l d]."""
         x, context = text.tokens, video.tokens.flatten(1, 2)
         for layer in self.layers:
             x = layer(x, text.valid[:, None, None], encoder_hidden_states=context)
@@ -249,7 +264,7 @@ class StockFusion(nn.Module):
 
 
 def fusion_layer(block: PyTree) -> Tensors:
-    """A layer of the fusion under BERT's names."""
+    """Rename the tensors of a fusion layer to BERT's names."""
     parts = {"mlp/up": "intermediate.dense", "mlp/down": "output.dense"}
     parts["mlp_norm"] = "output.LayerNorm"
     for ours, theirs in (("attention", "attention"), ("cross_attention", "crossattention")):
@@ -301,7 +316,7 @@ def bert_options(config: ExperimentConfig, depth: int) -> dict:
 
 
 def from_tensors(kind: type, options: dict, tensors: Tensors, **more) -> nn.Module:
-    """A model of transformers with these tensors, under the names that its files have.
+    """Build a model of transformers with these tensors, named as in its files.
 
     Raises:
       ValueError: the model has parameters that are not among them.

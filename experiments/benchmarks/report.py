@@ -1,40 +1,52 @@
-"""What benchmarks have in common at their end: ratios of the same round, and what is reported."""
+"""Reports of benchmarks: ratios within a round, tables, settings, and the machine."""
 
 import json
+import shlex
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmae.workdir import environment, versions
+from vlmae.runs.workdir import environment, versions
 
-COMPARED = ("torch", "transformers", "av", "decord")  # packages that we are measured against
+COMPARED = ("torch", "transformers", "av", "decord")  # packages that ours is compared with
 
 
 def compare(base: Sequence[float], own: Sequence[float]) -> dict[str, Any]:
-    """How many times `own` goes into `base`, round by round: the median, and from least to most."""
+    """Divide `base` by `own` round by round; return the median ratio and its range."""
     ratios = [first / second for first, second in zip(base, own, strict=True)]
     return {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)]}
+
+
+def format_ratio(compared: Mapping[str, Any]) -> str:
+    """Format a result of `compare`: 2.10 (2.09-2.54)."""
+    low, high = compared["ratio_range"]
+    return f"{compared['ratio']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def write_report(
     out_dir: Path, name: str, table: str, settings: dict[str, Any], **content: Any
 ) -> None:
-    """Writes NAME.md, the table, and NAME.json: settings, device, versions and the content."""
+    """Write NAME.md, the table, and NAME.json: command, settings, device, versions and content.
+
+    `docs/make_results.py --add NAME.json` takes the table over into docs/results.md.
+    """
     out_dir.mkdir(parents=True, exist_ok=True)
-    report = {"settings": settings, "environment": measured_on()} | content
+    command = shlex.join(["python", *sys.orig_argv[1:]])
+    report = {"command": command, "settings": settings, "environment": measured_on()} | content
     (out_dir / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     (out_dir / f"{name}.md").write_text(table + "\n")
 
 
 def print_report(table: str, settings: dict[str, Any]) -> None:
-    """Prints the table below its settings, device and versions."""
+    """Print settings, device and versions, then the table."""
     here = measured_on()
     packages = ", ".join(f"{name} {version}" for name, version in here["packages"].items())
     print(f"{settings}\non {', '.join(here['devices'])}; {here['cpu']}; {packages}\n{table}")
 
 
 def measured_on() -> dict[str, Any]:
-    """A run's environment, with the packages that we are measured against."""
+    """Return the environment of a run, and the versions of the packages it is compared with."""
     here = environment()
     return here | {"packages": here["packages"] | versions(COMPARED)}

@@ -1,4 +1,4 @@
-"""Runs an export on given frames and word ids; needs torch and safetensors, nothing else.
+"""Run an export on given frames and token ids; needs torch and safetensors, nothing else.
 
 python run_exported.py EXPORT INPUTS.safetensors OUTPUTS.json TOP_K
 """
@@ -14,13 +14,13 @@ BATCH = 32
 
 
 def in_batches(run, count: int) -> torch.Tensor:
-    """`run` on the rows of each batch; its results in one piece."""
+    """Apply `run` to the rows of each batch, and concatenate the results."""
     return torch.cat([run(slice(i, i + BATCH)) for i in range(0, count, BATCH)])
 
 
 @torch.no_grad()
 def run(model, x: dict[str, torch.Tensor], top_k: int) -> dict[str, torch.Tensor]:
-    """Everything that the inputs ask for and the checkpoint can do."""
+    """Compute every output that the inputs ask for and the checkpoint has parts for."""
     outputs, count = {}, len(x["ids"])
 
     def text(rows):
@@ -37,12 +37,12 @@ def run(model, x: dict[str, torch.Tensor], top_k: int) -> dict[str, torch.Tensor
     if "matched" in x:
         rows, clips = torch.arange(count).repeat_interleave(x["matched"].shape[1]), x["matched"]
         outputs["matches"] = in_batches(
-            lambda i: model.match(text(rows[i]), video(clips.flatten()[i])), len(rows)
+            lambda i: model.match(video(clips.flatten()[i]), text(rows[i])), len(rows)
         )
     if hasattr(model, "classifier") or "answer_ids" in x:
         answers = (x["answer_ids"].long(), x["answer_mask"]) if "answer_ids" in x else None
         outputs["answers"] = in_batches(
-            lambda i: model.answer(text(i), video(x["own"][i]), answers, top_k), count
+            lambda i: model.answer(video(x["own"][i]), text(i), answers, top_k), count
         )
     return outputs
 

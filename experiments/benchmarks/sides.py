@@ -1,4 +1,4 @@
-"""The two sides of a comparison: the same step of ours and of the peer, in every variant."""
+"""The two sides of a comparison: our training step and the same step in PyTorch."""
 
 import abc
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Array, Key, PyTree
 
-from data_pipelines.records import Batch
+from data_pipelines.schema.records import Batch
 from experiments.benchmarks.cost import (
     FULL,
     MASKED,
@@ -23,22 +23,25 @@ from experiments.benchmarks.cost import (
 )
 from experiments.benchmarks.own_process import peak_resident_bytes, resident_bytes
 from experiments.benchmarks.peer import Peer, TorchBatch
-from vlmae import choices
-from vlmae.config import ExperimentConfig, ObjectivesConfig
-from vlmae.config_tree import override
-from vlmae.host_memory import keep_freed_memory
+from vlmae.config.experiment import ExperimentConfig, ObjectivesConfig
+from vlmae.config.tree import override
 from vlmae.models.video_language import VideoLanguageModel, build_model
-from vlmae.objectives import compute_losses, draw_options, extract, hard_negatives, keys_of
-from vlmae.train import make_init
+from vlmae.ops import multiple_choice
+from vlmae.parallel.malloc import keep_freed_memory
+from vlmae.training.features import Context, extract, keys_of
+from vlmae.training.objectives import compute_losses, draw_options
+from vlmae.training.pairs import hard_negatives
+from vlmae.training.step import make_init
 
 # Before JAX looks for devices. Both sides share a GPU's memory, and both keep what a step on the
 # CPU frees.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 keep_freed_memory()
-Form = Literal["eager", "compiled"]  # of the peer, by torch.compile
+Form = Literal["eager", "compiled", "graphs"]  # of the peer, by torch.compile
+MODES: dict[Form, dict[str, str]] = {"compiled": {}, "graphs": {"mode": "reduce-overhead"}}
 ON_GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if ON_GPU else "float32"
-# [CLS] what does it show [SEP] (a) {} (b) {} (c) {} (d) {} [SEP], in ids that mean nothing here
+# [CLS] what does it show [SEP] (a) {} (b) {} (c) {} (d) {} [SEP]; the token ids are arbitrary
 QUESTION = (101, 1996, 102, 1997, -1, 1998, -1, 1999, -1, 2000, -1, 102)
 MULTI = {
     "model.video.mask.scheme": "none",
@@ -57,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variant_config(size: Size, frames: int, name: str, batch_size: int) -> ExperimentConfig:
-    """The config of one line: 224 px, 32 words, no dropout."""
+    """Build the config of one line: 224 px, 32 words, no dropout."""
     changes = {
         "data.train.0.num_frames": frames,
         "model.text.dropout": 0.0,
@@ -69,15 +72,15 @@ def variant_config(size: Size, frames: int, name: str, batch_size: int) -> Exper
 def draw(
     model: VideoLanguageModel, batch: Batch, key: Key[Array, ""], config: ObjectivesConfig
 ) -> dict[str, Any]:
-    """All that `compute_losses` draws with this key, by the names of `TorchBatch`."""
+    """Draw all random choices of `compute_losses` with this key, by the names of `TorchBatch`."""
     keys = keys_of(key)
-    features = extract(model, batch, keys["mask"], keys["mlm"], config)
-    text, video = hard_negatives(model, features, batch, keys["vtm"], config)
+    features = extract(model, batch, keys, config)
+    text, video = hard_negatives(model, features, Context(batch, keys["vtm"], config))
     drawn = {
-        "kept_ids": features.video.stage_places[0],
+        "kept_ids": features.video.stage_patch_ids[0],
         "paint_noise": jax.random.uniform(keys["mvm"], features.video.removed_mask.shape),
-        "hidden_ids": features.words.ids,
-        "hidden": features.words.targets_mask,
+        "hidden_ids": features.masked_tokens.ids,
+        "hidden": features.masked_tokens.targets_mask,
         "other_text": text.index,
         "other_video": video.index,
         "question": None,
@@ -86,13 +89,13 @@ def draw(
     }
     if config.mcm:
         options, answer, asked = draw_options(batch, keys["mcm"], config)
-        question = choices.compose(config.mcm_template_ids, options, config.mcm_len)
+        question = multiple_choice.compose(config.mcm_template_ids, options, config.mcm_len)
         drawn |= {"question": tuple(question), "answer": answer, "asked": asked}
     return drawn
 
 
 def to_torch_batch(batch: Batch, drawn: dict[str, Any]) -> TorchBatch:
-    """A batch and its draws on PyTorch's device."""
+    """Convert a batch and its random choices to tensors on PyTorch's device."""
     given = {name: getattr(batch, name) for name in ("video", "text_ids", "text_mask")}
 
     def tensor(x: Array) -> torch.Tensor:
@@ -103,20 +106,20 @@ def to_torch_batch(batch: Batch, drawn: dict[str, Any]) -> TorchBatch:
 
 
 def make_peer(config: ExperimentConfig, params: PyTree) -> Peer:
-    """The peer on its device."""
+    """Build the peer on its device."""
     return Peer(config, jax.device_get(params)).to("cuda" if ON_GPU else "cpu")
 
 
 def half_precision() -> torch.autocast:
-    """bfloat16 for what is computed in here on a GPU, float32 elsewhere."""
+    """Autocast to bfloat16 on a GPU; float32 elsewhere."""
     return torch.autocast("cuda" if ON_GPU else "cpu", torch.bfloat16, enabled=ON_GPU)
 
 
 def losses_of(config: ExperimentConfig) -> tuple[float, float]:
-    """The loss of a step of ours and of the peer's, from the same parameters and choices.
+    """Compute the loss of our step and of the peer's, from the same parameters and choices.
 
-    Without the noise that only training has: frames are chosen by their scores alone, and every
-    patch is painted.
+    Without the noise that only training has: frames are selected by their scores alone, and every
+    patch is decoded.
     """
     keep_rate = config.model.video.sparsify.keep_rate
     calm = override(config, {"model.video.sparsify.eval_keep_rate": keep_rate})
@@ -138,29 +141,29 @@ def losses_of(config: ExperimentConfig) -> tuple[float, float]:
 
 
 class Side(abc.ABC):
-    """Steps of training in this process, one after the other: forward, backward, AdamW."""
+    """Successive training steps in this process: forward, backward, AdamW."""
 
     bytes_before: int  # of this process, before there were parameters
 
     @abc.abstractmethod
     def step(self) -> None:
-        """One more step, to its end."""
+        """Run one step and wait for its end."""
 
     @abc.abstractmethod
     def device_bytes(self) -> int:
-        """The most memory that was taken on the GPU."""
+        """Return the peak memory allocated on the GPU."""
 
     def seconds(self) -> float:
-        """How long one more step takes."""
+        """Measure one step in seconds."""
         start = time.perf_counter()
         self.step()
         return time.perf_counter() - start
 
     def peak_bytes(self) -> int:
-        """The most memory during one more step: parameters, optimizer and activations.
+        """Measure the peak memory of one step: parameters, optimizer state and activations.
 
-        On a GPU what the framework has taken, on a CPU how much larger the process is than before
-        there were parameters, so without our compiled program (but with what torch.compile makes).
+        On a GPU, what the framework has allocated. On a CPU, the growth of the process since before
+        parameters existed: without our compiled program, but with what torch.compile generates.
         """
         if not ON_GPU:
             return peak_resident_bytes(self.step) - self.bytes_before
@@ -172,16 +175,16 @@ class OurSide(Side):
     """Our step of a config."""
 
     def __init__(self, config: ExperimentConfig):
-        """Compiles it."""
+        """Compile the step."""
         mesh = one_device()
         self.batch = noise_on(mesh, config)
         self.program = compile_step(config, mesh, self.batch)
-        init = self.program.init.lower(0).compile()
+        init = self.program.init.lower(0).compile()  # compiled before memory is counted
         self.bytes_before = resident_bytes()
         self.state = init(0)
 
     def step(self) -> None:
-        """See `Side`."""
+        """Run one step."""
         self.state, metrics = self.program.run(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
@@ -191,10 +194,10 @@ class OurSide(Side):
 
 
 class PeerSide(Side):
-    """The peer's step, from the parameters and with the random choices of ours."""
+    """The peer's step, with our parameters and our random choices."""
 
     def __init__(self, config: ExperimentConfig, form: Form):
-        """Makes it; `torch.compile` does its work in the first step."""
+        """Build the peer; `torch.compile` compiles it in the first step."""
         batch, model = noise_on(one_device(), config), build_model(config)
         params = jax.jit(make_init(config))(0).params
 
@@ -205,7 +208,8 @@ class PeerSide(Side):
 
         self.batch = to_torch_batch(batch, run(params, batch))
         params = jax.device_get(params)
-        jax.clear_caches()
+        jax.clear_caches()  # our programs are not the peer's memory
+        # The host copy is freed once the peer has its own, and must not hide it.
         self.bytes_before = resident_bytes() - sum(x.nbytes for x in jax.tree.leaves(params))
         self.peer = make_peer(config, params)
         optim = config.optim
@@ -214,18 +218,25 @@ class PeerSide(Side):
             lr=optim.learning_rate,
             betas=(optim.b1, optim.b2),
             weight_decay=optim.weight_decay,
-            fused=True,
+            fused=True,  # PyTorch's fastest
         )
-        self.loss_of = torch.compile(self.peer) if form == "compiled" else self.peer
+        self.form = form
+        self.loss_of = torch.compile(self.peer, **MODES[form]) if form in MODES else self.peer
 
-    def step(self) -> None:
-        """See `Side`."""
+    def queue_step(self) -> None:
+        """Start a step, and on a GPU do not wait for its end."""
+        if self.form == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
         with half_precision():
             loss = self.loss_of(self.batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if ON_GPU:
+
+    def step(self) -> None:
+        """See `Side`."""
+        self.queue_step()
+        if ON_GPU:  # kernels are only queued until then
             torch.cuda.synchronize()
 
     def device_bytes(self) -> int:

@@ -1,14 +1,13 @@
-"""A training step of ours against the same model in PyTorch: time, clips a second, memory.
+"""Time and memory of a training step, against the same model in PyTorch.
 
     python -m experiments.benchmarks.step
     python -m experiments.benchmarks.step --sizes S --frames 4 --rounds 5
 
-First both compute the same loss from the same weights and the same random choices; a difference
-stops the benchmark. Then each has a process of its own, and steps are timed in rounds, each of
-which runs one step of either side; a ratio compares two steps of the same round. Where memory does
-not hold both, one follows the other. With `--compile-peer` the peer is also tried compiled by
-`torch.compile`, and the faster of the two counts. On a GPU both compute in bfloat16, else in
-float32.
+Both sides first compute the loss from the same weights and random choices; a difference stops the
+benchmark. Then each side runs in a process of its own. A round times one step of either side, and a
+ratio compares the two steps of a round. Where memory does not hold both sides, one follows the
+other. `--compile-peer` also tries the peer compiled by `torch.compile` and takes the faster form.
+Both compute in bfloat16 on a GPU, else in float32.
 """
 
 import itertools
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 
+from data_pipelines.schema.checks import UserError
 from experiments.benchmarks.cost import Size
 from experiments.benchmarks.own_process import OwnProcess, in_own_process
-from experiments.benchmarks.report import compare, print_report, write_report
+from experiments.benchmarks.report import compare, format_ratio, print_report, write_report
 from experiments.benchmarks.sides import (
     DTYPE,
     ON_GPU,
@@ -33,24 +33,26 @@ from experiments.benchmarks.sides import (
     losses_of,
     variant_config,
 )
-from vlmae.config import ExperimentConfig
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.runs.tables import markdown_table
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the loss, relative
-MOST_FRAMES = 32  # in a step; but there are at least two clips, which VTM compares
+# In a step; but there are at least two clips, which VTM compares. A GPU is busy with hundreds.
+MOST_FRAMES, CLIPS = (512, 64) if ON_GPU else (32, 4)
 TRIAL_STEPS = 2  # of the peer, to choose its form
 OURS_AT_MOST = 2  # times the peer's memory, as measured on CPUs (0.9 to 1.8)
 
 
 def check_losses(ours: float, theirs: float) -> None:
-    """Raises ValueError if the two sides do not compute the same."""
+    """Check that both sides compute the same loss, or raise UserError."""
     if not abs(ours - theirs) <= TOLERANCE[DTYPE] * abs(theirs):
-        raise ValueError(f"the loss is {ours}, but the peer's {theirs}: not the same model")
+        raise UserError(f"the loss is {ours}, but the peer's {theirs}: not the same model")
 
 
 def measure(
     config: ExperimentConfig, rounds: int, forms: tuple[Form, ...] = ("eager",)
 ) -> dict[str, Any]:
-    """Seconds of every step, and memory, after a check that both sides compute the same.
+    """Check that both sides compute the same loss, then measure seconds and memory of the step.
 
     Args:
       config: of the step.
@@ -86,7 +88,7 @@ def measure(
 
 
 def fastest_form(config: ExperimentConfig, forms: tuple[Form, ...]) -> Form:
-    """The form of the peer that takes least time, each tried alone."""
+    """Return the form of the peer that takes least time; each is tried alone."""
     secs: dict[Form, float] = {}
     for form in forms:
         with OwnProcess(PeerSide, config, form) as peer:
@@ -96,12 +98,12 @@ def fastest_form(config: ExperimentConfig, forms: tuple[Form, ...]) -> Form:
 
 
 def free_bytes() -> int:
-    """Memory of the machine that nobody uses (Linux)."""
+    """Unused memory of the machine (Linux)."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def row(name: str, size: Size, frames: int, batch_size: int, measured: dict[str, Any]) -> dict:
-    """The figures of one line; a ratio is the peer's seconds by ours in the same round."""
+    """Collect the figures of one line; a ratio divides the peer's seconds by ours of the round."""
     secs = measured["secs"]
     return measured | {
         "size": size,
@@ -115,46 +117,43 @@ def row(name: str, size: Size, frames: int, batch_size: int, measured: dict[str,
 
 
 def format_table(rows: list[dict]) -> str:
-    """Markdown; "x" says how many times faster ours is."""
-    lines = [
-        "| ViT | frames | step | s a step, ours | clips a second | PyTorch | x (range) "
-        "| GiB, ours | PyTorch |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        low, high = r["ratio_range"]
-        cells = [
+    """Format a table; "x": how many times faster ours is."""
+    head = ["ViT", "frames", "step", "s a step, ours", "clips a second", "PyTorch", "x (range)"]
+    cells = [
+        [
             f"{r['size']}/16",
             str(r["frames"]),
             r["variant"],
             f"{statistics.median(r['secs']['ours']):.2f}",
             f"{r['clips_per_sec']:.2f}",
             f"{r['peer_clips_per_sec']:.2f} ({r['peer']})",
-            f"{r['ratio']:.2f} ({low:.2f}-{high:.2f})",
+            format_ratio(r),
             *(f"{r['gib'][side]:.2f}" for side in ("ours", "peer")),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for r in rows
+    ]
+    return markdown_table([[*head, "GiB, ours", "PyTorch"], *cells])
 
 
 def main(
     sizes: tuple[Size, ...] = ("S", "B"),
     frames: tuple[int, ...] = (1, 4, 16),
     variants: tuple[str, ...] = tuple(VARIANTS),
-    batch_size: int = 4,
+    batch_size: int = CLIPS,
     rounds: int = 3,
     compile_peer: bool = ON_GPU,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
-    """Prints the table and writes step.md and step.json, anew after each line.
+    """Print the table, and write step.md and step.json after each line.
 
-    A line whose process is killed, as for want of memory, is left out, and named at the end.
+    A line whose process is killed, as for lack of memory, is left out and named at the end.
 
     Args:
       sizes: S and B, or one of them.
       frames: of each clip.
       variants: names of the lines.
-      batch_size: clips in a step; fewer where that were more than 32 frames, but at least 2.
+      batch_size: clips in a step; fewer where that were more than 32 frames (512 on a GPU), but at
+        least 2.
       rounds: measured rounds.
       compile_peer: try the peer with torch.compile too, which takes minutes a line.
       out_dir: where the table goes.

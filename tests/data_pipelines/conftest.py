@@ -7,12 +7,13 @@ import clips
 import numpy as np
 import published_sets
 import pytest
-import tensorflow_datasets as tfds
 
-from data_pipelines.config import DataConfig
-from data_pipelines.prepare import prepare
-from data_pipelines.records import Example
-from data_pipelines.stored import questions_of
+from data_pipelines.schema.config import DataConfig, SourceConfig
+from data_pipelines.schema.records import Example
+from data_pipelines.storage.build import build
+from data_pipelines.storage.prepare import prepare
+from data_pipelines.storage.records import questions_of
+from data_pipelines.storage.stored import open_source, read_info
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +34,11 @@ def write_clip() -> Callable[..., bytes]:
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """A data_dir with a small `shapes` in it."""
-    from data_pipelines.builders.shapes import Shapes
+    from data_pipelines.storage.builders.shapes import Shapes
 
     data_dir = tmp_path_factory.mktemp("data")
     builder = Shapes(data_dir=data_dir, num_train=24, num_val=4, num_test=10, frame_size=32)
-    builder.download_and_prepare()
+    build(builder)
     return data_dir
 
 
@@ -94,8 +95,11 @@ def read_folder() -> Callable[[pathlib.Path], dict[str, list[Example]]]:
 
 
 def _read_folder(folder: pathlib.Path) -> dict[str, list[Example]]:
-    builder = tfds.builder_from_directory(folder)
-    return {split: _examples(builder.as_data_source(split)) for split in builder.info.splits}
+    data_dir, name = folder.parent.parent, folder.parent.name
+    return {
+        split: _examples(open_source(SourceConfig(name, split), data_dir))
+        for split in read_info(folder).splits
+    }
 
 
 def _examples(records: Sequence[dict]) -> list[Example]:

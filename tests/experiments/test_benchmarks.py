@@ -5,26 +5,24 @@ are the experiments' own with small sizes; steps are traced, so most of it compi
 """
 
 import functools
-import importlib
 import json
-from pathlib import Path
 
 import jax
 import pytest
+from experiment_files import EXPERIMENTS, docs_of, step_of
 from published_sets import FILES, MEDIA, fill
-from test_experiments import step_of
 
-from data_pipelines.classes import Classes, classes_for
-from data_pipelines.config import DataConfig
-from data_pipelines.evaluation import EvalData, eval_data
-from data_pipelines.pipeline import train_batches
-from data_pipelines.prepare import PUBLISHED, prepare
-from data_pipelines.records import Batch
-from data_pipelines.stored import tokenizer_for
-from vlmae.cli import run_experiment, with_classes, with_vocabulary
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import override
-from vlmae.objectives import OBJECTIVES
+from data_pipelines.loading.evaluation import EvalData, eval_data
+from data_pipelines.loading.pipeline import train_batches
+from data_pipelines.schema.classes import Classes
+from data_pipelines.schema.config import DataConfig
+from data_pipelines.schema.records import Batch
+from data_pipelines.storage.class_counts import classes_for
+from data_pipelines.storage.prepare import PUBLISHED, prepare
+from data_pipelines.storage.stored import tokenizer_for
+from vlmae.cli.run_experiment import run_experiment, with_classes, with_vocabulary
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import override
 
 BATCH_SIZE = 4
 SMALL = {
@@ -57,17 +55,11 @@ SMALL = {
 
 def published_names(config: DataConfig) -> set[str]:
     """The data sets of a config, if all of them are published ones."""
-    names = {source.name for source in (*config.train, config.eval)}
+    names = {source.name for source in (*config.train, config.eval_source)}
     return names if names <= set(PUBLISHED) else set()
 
 
-def find_experiments() -> list[str]:
-    files = sorted((Path(__file__).parents[2] / "experiments").glob("[!_]*.py"))
-    return [file.stem for file in files if published_names(load(file.stem).get_config().data)]
-
-
-def load(name: str):
-    return importlib.import_module(f"experiments.{name}")
+ON_PUBLISHED = [name for name, get in EXPERIMENTS.items() if published_names(get().data)]
 
 
 @pytest.fixture(scope="session")
@@ -94,23 +86,23 @@ def small(prepare_published):
     """The config of an experiment with small sizes, its data sets prepared."""
 
     def shrink(name: str) -> ExperimentConfig:
-        config = load(name).get_config()
+        config = EXPERIMENTS[name]()
         return override(config, SMALL | {"data.data_dir": prepare_published(config.data)})
 
     return shrink
 
 
 def filled(config: ExperimentConfig, classes: Classes | None) -> ExperimentConfig:
-    """What the command line does to a config before it trains."""
+    """Fill in vocabulary and classes, as the command line does before training."""
     config = with_vocabulary(config, tokenizer_for(config.data))
     return with_classes(config, classes) if classes else config
 
 
-@pytest.mark.parametrize("name", find_experiments())
+@pytest.mark.parametrize("name", ON_PUBLISHED)
 def test_from_annotations_to_a_step(name, small):
-    module = load(name)
-    for dataset in published_names(module.get_config().data):
-        assert f"data_pipelines.prepare {dataset} --manual-dir" in module.__doc__
+    get_config = EXPERIMENTS[name]
+    for dataset in published_names(get_config().data):
+        assert f"vlmae prepare {dataset} --manual-dir" in docs_of(get_config)
     config = small(name)
     classes = classes_for(config.data)
     config = filled(config, classes)
@@ -129,7 +121,7 @@ def check_step(config: ExperimentConfig, batches: list[Batch]) -> None:
         after, metrics = jax.eval_shape(step, state, batch)
         before, after = (jax.tree.map(lambda x: (x.shape, x.dtype), x) for x in (state, after))
         assert before == after
-        losses = {f"loss/{name}" for name in OBJECTIVES if getattr(config.objectives, name)}
+        losses = {f"loss/{name}" for name in config.objectives.weights}
         assert losses == {name for name in metrics if name.startswith("loss/")} - {"loss/total"}
 
 
@@ -174,15 +166,15 @@ def check_evaluation(config: ExperimentConfig, data: EvalData) -> None:
 
 # Each case: experiment, what its evaluation writes, metrics that must be in there.
 WHOLE = [
-    ("multi_tgif_action", "multiple_choice", {"mcm_accuracy_action", "chance_accuracy"}),
-    ("smaug_msrvtt_qa", "answers", {"accuracy", "accuracy_what"}),
-    ("multi_hvu_labels", "labels", {"map", "micro_f1"}),
+    ("multi/qa tgif_action", "multiple_choice", {"mcm_accuracy_action", "chance_accuracy"}),
+    ("smaug/qa msrvtt", "answers", {"accuracy", "accuracy_what"}),
+    ("multi/hvu_labels", "labels", {"map", "micro_f1"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "result", "metrics"), WHOLE)
 def test_from_annotations_to_the_number(name, result, metrics, small, tmp_path):
-    config = override(small(name), {"evaluation.resamples": 10})
+    config = small(name)
     values = run_experiment(config, tmp_path)
     written = json.loads((tmp_path / f"{result}.json").read_text())
     assert metrics <= written.keys()

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from experiments.benchmarks import cost
-from vlmae.config_tree import override
-from vlmae.masking import num_keep
-from vlmae.train import make_init
+from vlmae.config.tree import override
+from vlmae.ops.masking import num_keep
+from vlmae.training.step import make_init
 
 
 def program(flops: float, temporary_bytes: int) -> cost.Program:

@@ -3,48 +3,43 @@
 They are lowered, which runs JAX's checks of types and shapes, and not compiled.
 """
 
-import importlib
 import re
 
-import jax
 import pytest
+from experiment_files import EXPERIMENTS, filled, step_of
 from jax._src.cudnn import fused_attention_stablehlo
-from test_experiments import FILES, filled, step_of
 
 from experiments import quickstart
 from experiments.benchmarks.sides import VARIANTS, variant_config
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import override
+from vlmae.models import video_language
+from vlmae.training.step import abstract_batch
 
 FUSED = {"model.attention": "cudnn", "model.dtype": "bfloat16"}
 FORWARD_AND_BACKWARD = {"fmhaSoftmax", "fmhaSoftmaxBackward"}
-QUICK = ("quickstart", "smaug_pretrain_stage2", "multi_pretrain")
+QUICK = ("quickstart", "smaug/pretrain_stage2", "multi/pretrain")
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(video_language, "has_cudnn_attention", lambda _: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
 def fused_calls(config: ExperimentConfig) -> set[str]:
-    """Which of cuDNN's attentions a config's step calls, lowered for CUDA."""
+    """Names of cuDNN's attention calls in a config's step, lowered for CUDA."""
     step, state = step_of(override(config, FUSED))
     lowered = step.trace(state, abstract_batch(config)).lower(lowering_platforms=("cuda",))
     return set(re.findall(r"__cudnn\$(\w+)", lowered.as_text()))
 
 
 @pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, id=file.stem, marks=() if file.stem in QUICK else pytest.mark.slow)
-        for file in FILES
-    ],
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS],
 )
-def test_every_experiment_lowers_for_gpus(file, as_on_a_gpu):
-    module = importlib.import_module(f"experiments.{file.stem}")
-    assert fused_calls(filled(module.get_config())) == FORWARD_AND_BACKWARD
+def test_every_experiment_lowers_for_gpus(name, as_on_a_gpu):
+    assert fused_calls(filled(EXPERIMENTS[name]())) == FORWARD_AND_BACKWARD
 
 
 @pytest.mark.slow

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data_pipelines import decode
-from data_pipelines.encode import encode_video
-from data_pipelines.reencode import Reencode
+from data_pipelines.media import decode
+from data_pipelines.media.reencode import Reencode
+from data_pipelines.media.video_writer import encode_video
 from experiments.benchmarks import decoding
 
 

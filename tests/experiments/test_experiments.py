@@ -1,54 +1,29 @@
 """Every experiment file builds; its model and its step fit together (shapes only, no compile)."""
 
 import dataclasses
-import importlib
-from collections.abc import Callable
-from pathlib import Path
+import sys
 
 import jax
 import pytest
-from jaxtyping import PyTree
+from experiment_files import EXPERIMENTS, docs_of, filled, step_of
 
-from experiments.benchmarks.cost import one_device
-from vlmae.choices import SLOT
-from vlmae.config import ExperimentConfig
-from vlmae.config_tree import override
-from vlmae.example_batch import abstract_batch
-from vlmae.objectives import OBJECTIVES
-from vlmae.train import make_init, make_step
-
-FILES = sorted((Path(__file__).parents[2] / "experiments").glob("[!_]*.py"))
+from vlmae.cli import experiment
+from vlmae.training.step import abstract_batch, make_init
 
 
-NUM_CLASSES = 1000  # as many answers or labels as the data might have
+def marks_of(name: str) -> tuple:
+    """Methods and ablations differ in a field or two, so one stands for all by default."""
+    is_twin = name.startswith(("offline/claims", "offline/ablations"))
+    is_twin &= not name.endswith(" all_merged_small")
+    return (pytest.mark.slow,) if is_twin else ()
 
 
-def filled(config: ExperimentConfig) -> ExperimentConfig:
-    """With what the command line takes from the tokenizer and the classes."""
-    slots = config.objectives.mcm_template.count("{}")
-    classified = config.data.task in ("questions", "labels")
-    return override(
-        config,
-        {
-            "model.text.vocab_size": config.model.text.vocab_size or 30522,
-            "model.num_classes": NUM_CLASSES if classified else 0,
-            "objectives.mcm_template_ids": (101, 2054, *(SLOT,) * slots, 102),
-        },
-    )
-
-
-def step_of(config: ExperimentConfig) -> tuple[Callable, PyTree]:
-    """The training step of a config, jitted for one device, and the shapes of its state."""
-    state = jax.eval_shape(make_init(config), 0)
-    return make_step(config, one_device(), state), state
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_experiment(file):
-    module = importlib.import_module(f"experiments.{file.stem}")
-    assert f"python experiments/{file.stem}.py" in module.__doc__
-    config = filled(module.get_config())
-    weights = {name: getattr(config.objectives, name) for name in OBJECTIVES}
+@pytest.mark.parametrize("name", [pytest.param(n, marks=marks_of(n)) for n in EXPERIMENTS])
+def test_experiment(name):
+    file = name.partition(" ")[0]
+    docs = docs_of(EXPERIMENTS[name])
+    assert f"python experiments/{file}.py" in docs and "esult" in docs
+    config = filled(EXPERIMENTS[name]())
     step, state = step_of(config)
     for source in config.data.train:
         batch = abstract_batch(config, source)
@@ -56,12 +31,12 @@ def test_experiment(file):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
-        assert {f"loss/{name}" for name, weight in weights.items() if weight} <= set(metrics)
+        assert {f"loss/{name}" for name in config.objectives.weights} <= set(metrics)
 
 
 def test_the_papers_setting_has_the_papers_size():
     """ViT-B/16 is 86 million parameters, BERT-base 110 with its 3 upper layers' cross-attention."""
-    from experiments import smaug_pretrain
+    from experiments.smaug import pretrain as smaug_pretrain
 
     config = smaug_pretrain.get_config()
     text = dataclasses.replace(config.model.text, vocab_size=30522)
@@ -74,3 +49,29 @@ def test_the_papers_setting_has_the_papers_size():
     assert millions("video_encoder") == pytest.approx(85.6, abs=0.2)
     assert millions("text_encoder", "fusion") == pytest.approx(108.9 + 3 * 2.36, abs=0.5)
     assert millions("pixel_decoder") == pytest.approx(7.7, abs=0.2)
+
+
+def run_with_variants(monkeypatch, *arguments):
+    """The config that `main` would run, given two variants."""
+    ran = []
+    monkeypatch.setattr(sys, "argv", ["retrieval.py", *arguments])
+    monkeypatch.setattr(experiment, "run", lambda command, sweeps: ran.append(command.config))
+    experiment.main({name: EXPERIMENTS[f"smaug/retrieval {name}"] for name in ("msrvtt", "didemo")})
+    return ran[0]
+
+
+def test_the_first_argument_names_the_variant(monkeypatch):
+    config = run_with_variants(monkeypatch, "didemo", "--seed", "3")
+    assert (config.name, config.seed) == ("smaug_didemo_retrieval", 3)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--seed", "3"), ("msvd",)])
+def test_a_file_with_variants_asks_for_one(monkeypatch, arguments):
+    with pytest.raises(SystemExit, match=r"msrvtt, didemo"):
+        run_with_variants(monkeypatch, *arguments)
+
+
+def test_help_without_a_variant_lists_them(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_with_variants(monkeypatch, "--help")
+    assert not stopped.value.code and "msrvtt, didemo" in capsys.readouterr().out

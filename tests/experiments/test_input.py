@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from data_pipelines.config import DataConfig, SourceConfig
-from data_pipelines.encode import encode_video
-from data_pipelines.rows import load_video
+from data_pipelines.loading.rows import load_video
+from data_pipelines.media.video_writer import encode_video
+from data_pipelines.schema.config import DataConfig, SourceConfig
 from experiments.benchmarks import input as benchmark
 from experiments.benchmarks import loaders
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.benchmarks import memory
 from experiments.benchmarks.sides import variant_config
-from vlmae.config_tree import flatten, override
+from vlmae.config.tree import flatten, override
 
 GIB = {"all is kept": 2.0, "`--model.remat full`": 1.5, "PyTorch": 3.0}
 

@@ -10,8 +10,8 @@ import jax
 import pytest
 import tiny_experiment
 
-from data_pipelines.prepare import prepare
-from vlmae.config import ExperimentConfig
+from data_pipelines.storage.prepare import prepare
+from vlmae.config.experiment import ExperimentConfig
 
 
 @pytest.fixture(scope="session")

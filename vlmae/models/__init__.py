@@ -1,1 +1,1 @@
-"""The parts of the network; `video_language.VideoLanguageModel` composes them."""
+"""Flax modules; every array annotation carries its shape."""

@@ -1,54 +1,79 @@
-"""Adapters: frozen shallow blocks, corrected by a little attention beside them (MuLTI, v1)."""
+"""Adapters: frozen shallow blocks, whose features small trained attentions correct (MuLTI, v1)."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, Int
 
-from vlmae.model_config import AdapterConfig
-from vlmae.models.layers import BERT_INIT, Attention, Dense, vit_norm
+from vlmae.config.model import AdapterConfig
+from vlmae.models.attention import Attention
+from vlmae.models.layers import BERT_INIT, Compute, Dense, bert_init, vit_norm
+from vlmae.ops.registry import Registry
 
 
 class Adapter(nn.Module):
-    """Up(attention(Down(LN x))): what is added to frozen features; zero at the start.
+    """Correction of frozen features, Up(attention(Down(LN x))); zero at initialization.
 
     Attributes:
       config: width of the bottleneck and its heads.
-      dtype, attention: see `Attention`.
     """
 
     config: AdapterConfig
-    dtype: str = "float32"
-    attention: str = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b l d"], lengths: Int[Array, " b"] | None = None
     ) -> Float[Array, "b l d"]:
-        """The correction of `x`, whose first `lengths` tokens are valid."""
-        y = vit_norm("norm", self.dtype)(x)
-        down = Dense(self.config.width, dtype=self.dtype, kernel_init=BERT_INIT, name="down")
+        """Compute the correction of `x`, whose first `lengths` tokens are valid."""
+        config, compute = self.config, self.compute
+        # A bottleneck for the attention too: its cost is that of the narrow width.
+        down = Dense(config.width, compute=compute, kernel_init=BERT_INIT, name="down")
         attention = Attention(
-            self.config.num_heads, BERT_INIT, self.dtype, self.attention, name="attention"
+            config.num_heads, bert_init(config.width), self.compute, name="attention"
         )
-        up = Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="up")
-        y = down(y)
+        # Zeros, so that training starts from the pretrained features.
+        up = Dense(x.shape[-1], compute=compute, kernel_init=nn.initializers.zeros, name="up")
+        # Pre-norm here even in BERT: with `up` at zero the branch must leave the stream as it is.
+        y = down(vit_norm("norm", compute.dtype)(x))
         return up(attention(y, y, lengths).tokens)
 
 
+# (output x of a frozen block, side branch so far, adapter) -> (x, side branch)
+Stream = tuple[Array, Array | None]
+
+
+def adapt_side(x: Array, branch: Array | None, adapter: Callable[[Array], Array]) -> Stream:
+    """Add the correction to the branch; no gradient enters the frozen block.
+
+    So none of its activations are kept for the backward pass, which is what saves the memory.
+    """
+    x = jax.lax.stop_gradient(x)
+    added = adapter(x)
+    return x, added if branch is None else branch + added
+
+
+ADAPTERS: Registry[Callable[..., Stream]] = Registry(
+    "adapter",
+    {
+        "none": lambda x, branch, _: (jax.lax.stop_gradient(x), branch),
+        "side": adapt_side,
+        # No gradient is cut: those of deeper adapters run through the frozen blocks above.
+        "inline": lambda x, branch, adapter: (x + adapter(x), branch),
+    },
+)
+
+
 class ShallowAdapters(nn.Module):
-    """What happens after each block of an encoder whose first blocks are frozen.
+    """Adapters of an encoder's frozen first blocks; a side branch joins after the last of them.
 
-    `side`: each frozen block has an adapter that reads its output and adds to a branch, which joins
-    the stream after the last frozen block; so no gradient enters the frozen blocks, and their
-    activations need not be kept. `inline`: the adapter corrects the stream at once, and gradients
-    run through the later frozen blocks. `none`: the blocks are frozen without any adapter.
-
-    Attributes: as `Adapter`.
+    Attributes:
+      config: kind of `ADAPTERS`, number of frozen blocks, sizes.
     """
 
     config: AdapterConfig
-    dtype: str = "float32"
-    attention: str = "xla"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -58,25 +83,21 @@ class ShallowAdapters(nn.Module):
         branch: Float[Array, "b l d"] | None,
         lengths: Int[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"] | None]:
-        """The stream and the branch after a block.
+        """Return stream and side branch after a block; those after a trained block are unchanged.
 
         Args:
-          block: its number, from 0.
-          x: what it made.
+          block: number of the block, from 0.
+          x: output of the block.
           branch: the side branch so far; None before the first block.
           lengths: valid tokens of each row; None: all are.
         """
-        config = self.config
-        if block >= config.frozen_blocks:
+        if block >= self.config.frozen_blocks:
             return x, branch
-        if config.kind == "inline":
-            return x + self._adapter(block)(x, lengths), None
-        x = jax.lax.stop_gradient(x)
-        if config.kind == "side":
-            added = self._adapter(block)(x, lengths)
-            branch = added if branch is None else branch + added
-        is_last = block == config.frozen_blocks - 1
-        return (x + branch if is_last and branch is not None else x), branch
 
-    def _adapter(self, block: int) -> Adapter:
-        return Adapter(self.config, self.dtype, self.attention, name=f"block_{block}")
+        def adapter(x: Array) -> Array:
+            return Adapter(self.config, self.compute, name=f"block_{block}")(x, lengths)
+
+        x, branch = ADAPTERS[self.config.kind](x, branch, adapter)
+        is_last = block == self.config.frozen_blocks - 1
+        # Once, at the end: until there the frozen blocks see only frozen features.
+        return (x + branch if is_last and branch is not None else x), branch

@@ -1,5 +1,6 @@
-"""The light transformer that paints the removed patches (MAE's decoder, frame by frame)."""
+"""Pixel decoder: a light transformer that reconstructs removed patches, frame by frame (MAE)."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,89 +9,77 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from vlmae.masking import num_keep
-from vlmae.model_config import PixelDecoderConfig, Remat
+from vlmae.config.model import PixelDecoderConfig
+from vlmae.models.attention import even_tokens
+from vlmae.models.blocks import vit_block
 from vlmae.models.embeddings import sincos_positions
-from vlmae.models.layers import (
-    TOKEN_INIT,
-    VIT_INIT,
-    Dense,
-    uniform_noise,
-    vit_block,
-    vit_norm,
-)
+from vlmae.models.layers import TOKEN_INIT, VIT_INIT, Compute, Dense, uniform_noise, vit_norm
 from vlmae.models.video_encoder import VideoFeatures
+from vlmae.ops.masking import num_keep
 
 
-class Painted(NamedTuple):
+class PixelPrediction(NamedTuple):
     """Predicted pixels, in the space of the reconstruction target."""
 
     pixels: Float[Array, "b t s p"]  # float32
-    places: Int[Array, "b t s"]  # the patch that each prediction is for, ascending
+    patch_ids: Int[Array, "b t s"]  # the patch that each prediction is for, ascending
 
 
 class PixelDecoder(nn.Module):
-    """Tokens go to their places, a learned mask token to all others; then blocks, then pixels.
+    """Fills the removed patches with a mask token, applies blocks, predicts pixels.
 
     Attributes:
-      config: sizes, and how many of the removed patches training leaves out.
+      config: sizes, and the part of the removed patches that training leaves out.
       grid: rows and columns of patches.
-      patch_pixels: values of a patch, 3 * patch * patch.
+      patch_pixels: values of a patch, 3 * tubelet * patch * patch.
       deterministic: decode every patch.
-      remat, dtype, attention: see `ModelConfig`.
+      full_grid: rows and columns of a picture of full size, which fix the positions; None: `grid`.
     """
 
     config: PixelDecoderConfig
     grid: tuple[int, int]
     patch_pixels: int
     deterministic: bool = True
-    remat: Remat = "none"
-    dtype: str = "float32"
-    attention: str = "xla"
+    compute: Compute = Compute()
+    full_grid: tuple[int, int] | None = None
 
     @nn.compact
-    def __call__(self, video: VideoFeatures) -> Painted:
-        """Paints every patch of every frame, or in training a random part of them."""
-        width, num_places = self.config.width, video.removed_mask.shape[2]
-
-        def dense(features: int, name: str) -> nn.Dense:
-            return Dense(features, dtype=self.dtype, kernel_init=VIT_INIT, name=name)
-
-        mask_token = self.param("mask_token", TOKEN_INIT, (width,)).astype(self.dtype)
-        positions = jnp.asarray(sincos_positions(*self.grid, width)).astype(self.dtype)
-        x = dense(width, "embed")(jnp.concatenate([video.frame_cls[:, :, None], video.tokens], 2))
+    def __call__(self, video: VideoFeatures) -> PixelPrediction:
+        """Predict the pixels of every patch, or in training of a random part of them."""
+        config, dtype, num_patches = self.config, self.compute.dtype, video.removed_mask.shape[2]
+        dense = functools.partial(Dense, compute=self.compute, kernel_init=VIT_INIT)
+        mask_token = self.param("mask_token", TOKEN_INIT, (config.width,))
+        positions = sincos_positions(*self.grid, config.width, self.full_grid)
+        frames = jnp.concatenate([video.frame_cls[:, :, None], video.tokens], axis=2)
+        x = dense(config.width, name="embed")(frames)
         cls, tokens = x[:, :, :1], x[:, :, 1:]
-        x = scatter_tokens(tokens, video.places, mask_token, num_places) + positions
-        places = self._places(video)
-        if places.shape[2] < num_places:
-            x = jnp.take_along_axis(x, places[..., None], axis=2)
+        # Positions are added after the scatter: mask tokens need them most.
+        x = scatter_tokens(tokens, video.patch_ids, mask_token, num_patches)
+        x = x + jnp.asarray(positions).astype(dtype)
+        b, t, _ = video.removed_mask.shape
+        patch_ids = jnp.broadcast_to(jnp.arange(num_patches), (b, t, num_patches))
+        if not self.deterministic and config.target_ratio > 0:
+            # Ints, known before tracing: the number that is decoded fixes the shapes.
+            visible = video.stage_patch_ids[0].shape[2]
+            count = num_decoded(num_patches, tokens.shape[2], visible, config.target_ratio)
+            noise = uniform_noise(self, (b, t, num_patches))
+            patch_ids = decoded_patch_ids(noise, video.patch_ids, video.removed_mask, count)
+            # Dropped before the blocks, so that targets left out cost nothing.
+            x = jnp.take_along_axis(x, patch_ids[..., None], axis=2)
         x = rearrange(jnp.concatenate([cls, x], axis=2), "b t s d -> (b t) s d")
-        for i in range(self.config.depth):
-            x = vit_block(
-                self.config.num_heads,
-                4 * width,
-                f"block_{i}",
-                remat=self.remat,
-                dtype=self.dtype,
-                attention=self.attention,
-            )(x)
-        x = vit_norm("norm", self.dtype)(x[:, 1:])
-        pixels = dense(self.patch_pixels, "pixels")(x).astype(jnp.float32)
-        return Painted(rearrange(pixels, "(b t) s p -> b t s p", t=places.shape[1]), places)
-
-    def _places(self, video: VideoFeatures) -> Int[Array, "b t s"]:
-        b, t, n = video.removed_mask.shape
-        if self.deterministic or self.config.target_ratio == 0:
-            return jnp.broadcast_to(jnp.arange(n), (b, t, n))
-        count = num_decoded(
-            n, video.places.shape[2], video.stage_places[0].shape[2], self.config.target_ratio
-        )
-        noise = uniform_noise(self, (b, t, n))
-        return decoded_places(noise, video.places, video.removed_mask, count)
+        count = x.shape[1]
+        x, lengths = even_tokens(x, self.compute.attention)
+        for i in range(config.depth):
+            block = vit_block(config.num_heads, 4 * config.width, self.compute, name=f"block_{i}")
+            x = block(x, lengths)
+        # Without padding, and without [CLS], which only carries context.
+        x = vit_norm("norm", dtype)(x[:, 1:count])
+        pixels = dense(self.patch_pixels, name="pixels")(x).astype(jnp.float32)
+        return PixelPrediction(rearrange(pixels, "(b t) s p -> b t s p", t=t), patch_ids)
 
 
 def num_decoded(num_patches: int, num_tokens: int, num_visible: int, target_ratio: float) -> int:
-    """Places that the decoder works on: the tokens', and a part of the removed patches.
+    """Count the patches that are decoded: those of the tokens, and a part of the removed ones.
 
     >>> num_decoded(196, 27, 68, 0.5)
     91
@@ -98,34 +87,35 @@ def num_decoded(num_patches: int, num_tokens: int, num_visible: int, target_rati
     return min(num_patches, num_tokens + num_keep(num_patches - num_visible, target_ratio))
 
 
-def decoded_places(
+def decoded_patch_ids(
     noise: Float[Array, "b t n"],
-    places: Int[Array, "b t m"],
+    patch_ids: Int[Array, "b t m"],
     removed_mask: Bool[Array, "b t n"],
     count: int,
 ) -> Int[Array, "b t s"]:
-    """The `count` places to decode, ascending: where tokens stand, then removed patches by noise.
+    """Sample the `count` patches to decode, ascending: those with tokens, then removed by noise.
 
-    A fused token stands nowhere and is not decoded: one more removed patch takes its slot.
+    A fused token has no patch and is not decoded; one more removed patch takes its slot. Visible
+    patches that were pruned come last: their pixels are not in the loss.
     """
-    occupied = (places[..., None] == jnp.arange(noise.shape[-1])).any(axis=2)
-    order = jnp.where(occupied, -1.0, jnp.where(removed_mask, noise, 2.0))
+    has_token = (patch_ids[..., None] == jnp.arange(noise.shape[-1])).any(axis=2)
+    order = jnp.where(has_token, -1.0, jnp.where(removed_mask, noise, 2.0))
     _, chosen = jax.lax.top_k(-order, count)
     return jnp.sort(chosen, axis=-1)
 
 
 def scatter_tokens(
     tokens: Float[Array, "b t m d"],
-    places: Int[Array, "b t m"],
+    patch_ids: Int[Array, "b t m"],
     mask_token: Float[Array, " d"],
-    num_places: int,
+    num_patches: int,
 ) -> Float[Array, "b t n d"]:
-    """Puts tokens at their places among `num_places`; every other place holds the mask token.
+    """Scatter tokens to their patches; every other patch gets the mask token.
 
-    Written as a gather from [tokens, mask token], which shards over the batch; a scatter does not.
+    Written as a gather, which XLA shards over the batch; a scatter it does not. The mask token is
+    float32 and not among what is gathered: its gradient is a sum over most patches of a batch.
     """
-    b, t, m, width = tokens.shape
-    here = places[:, :, None, :] == jnp.arange(num_places)[:, None]
-    source = jnp.where(here.any(axis=-1), here.argmax(axis=-1), m)
-    filler = jnp.broadcast_to(mask_token, (b, t, 1, width))
-    return jnp.take_along_axis(jnp.concatenate([tokens, filler], 2), source[..., None], axis=2)
+    is_token = patch_ids[:, :, None, :] == jnp.arange(num_patches)[:, None]
+    gathered = jnp.take_along_axis(tokens, is_token.argmax(axis=-1)[..., None], axis=2)
+    filler = jnp.broadcast_to(mask_token, gathered.shape).astype(tokens.dtype)
+    return jnp.where(is_token.any(axis=-1)[..., None], gathered, filler)

@@ -1,19 +1,22 @@
-"""Words in, text tokens out: the lower layers of a BERT encoder (post-norm, exact GELU)."""
+"""Text encoder: the lower layers of a BERT (post-norm, exact GELU)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vlmae.model_config import Remat, TextEncoderConfig
+from vlmae.config.model import TextEncoderConfig
 from vlmae.models.adapter import ShallowAdapters
+from vlmae.models.blocks import bert_block
 from vlmae.models.embeddings import BertEmbeddings
-from vlmae.models.layers import BERT_EPS, BERT_INIT, Block, block_class
+from vlmae.models.layers import Compute
+from vlmae.ops.registry import Registry
 
 
 class TextFeatures(NamedTuple):
-    """What leaves the text encoder."""
+    """Output of the text encoder."""
 
     tokens: Float[Array, "b l d"]  # [CLS] first
     mask: Bool[Array, "b l"]  # True = valid; a prefix of each row
@@ -31,32 +34,14 @@ class TextFeatures(NamedTuple):
 
     @property
     def lengths(self) -> Int[Array, " b"]:
-        """Valid tokens of each row; at least one, so that attention is never over nothing."""
+        """Valid tokens of each row; at least one, so that no softmax is over nothing."""
         return jnp.maximum(self.mask.sum(axis=-1, dtype=jnp.int32), 1)
 
 
-def bert_block(
-    config: TextEncoderConfig,
-    name: str,
-    *,
-    deterministic: bool = True,
-    remat: Remat = "none",
-    dtype: str = "float32",
-    attention: str = "xla",
-) -> Block:
-    """A BERT layer, for the text encoder and the fusion alike."""
-    return block_class(Block, remat)(
-        config.num_heads,
-        config.mlp_dim,
-        pre_norm=False,
-        eps=BERT_EPS,
-        dropout=config.dropout,
-        deterministic=deterministic,
-        kernel_init=BERT_INIT,
-        dtype=dtype,
-        attention=attention,
-        name=name,
-    )
+# One vector a text, for the shared contrastive space.
+TEXT_POOLINGS: Registry[Callable[[TextFeatures], Array]] = Registry(
+    "text pooling", {"cls": lambda text: text.cls, "mean": lambda text: text.mean}
+)
 
 
 class TextEncoder(nn.Module):
@@ -64,46 +49,34 @@ class TextEncoder(nn.Module):
 
     Attributes:
       config: sizes; `vocab_size` must be set.
-      deterministic, remat, dtype, attention: see `Block` and `ModelConfig`.
+      deterministic: no dropout.
     """
 
     config: TextEncoderConfig
     deterministic: bool = True
-    remat: Remat = "none"
-    dtype: str = "float32"
-    attention: str = "xla"
+    compute: Compute = Compute()
 
-    def setup(self):
-        self.embeddings = BertEmbeddings(
-            self.config.vocab_size,
-            self.config.max_len,
-            self.config.width,
-            self.config.dropout,
-            self.deterministic,
-            self.dtype,
-        )
+    def setup(self) -> None:
+        """Make the tables, the blocks and their adapters."""
+        config = self.config
+        self.embeddings = BertEmbeddings(config, self.deterministic, self.compute)
         self.blocks = [
-            bert_block(
-                self.config,
-                f"block_{i}",
-                deterministic=self.deterministic,
-                remat=self.remat,
-                dtype=self.dtype,
-                attention=self.attention,
-            )
-            for i in range(self.config.depth)
+            bert_block(config, self.compute, f"block_{i}", self.deterministic)
+            for i in range(config.depth)
         ]
-        self.adapters = ShallowAdapters(self.config.adapter, self.dtype, self.attention)
+        # Made even if nothing is frozen: parameters arise with a frozen block.
+        self.adapters = ShallowAdapters(config.adapter, self.compute)
 
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> TextFeatures:
-        """Encodes word ids; `mask` is True on real tokens, which come first in each row."""
+        """Encode token ids; `mask` is True on valid tokens, which come first in each row."""
         features = TextFeatures(self.embeddings(ids), mask)
         tokens, branch = features.tokens, None
         for i, block in enumerate(self.blocks):
+            # Lengths, not a mask: padding comes last, and cuDNN's kernel takes lengths.
             tokens = block(tokens, features.lengths)
             tokens, branch = self.adapters(i, tokens, branch, features.lengths)
         return TextFeatures(tokens, mask)
 
-    def word_scores(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
-        """The product with the word embedding table, for a tied language-model head."""
+    def token_logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """Multiply by the word embedding table: float32 logits of a tied language-model head."""
         return self.embeddings.attend(x)

@@ -1,65 +1,74 @@
-"""A folder of videos and images, embedded once: only what is new or changed is read again."""
+"""Index of a folder of videos and images, kept up to date: only new and changed files are read."""
 
-import os
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, UInt8
 
-from data_pipelines import decode, rows, transforms
-from data_pipelines.builders.media import IMAGE_ENDINGS, MEDIA_ENDINGS
-from data_pipelines.config import DataConfig
-from vlmae.search.embedder import Embedder
-from vlmae.search.index import FileFacts, Hit, Index, compare, empty_index, extend, search
+from data_pipelines.media import decode
+from data_pipelines.media.endings import is_media
+from data_pipelines.media.folders import walk
+from data_pipelines.schema.checks import MissingError, UserError
+from vlmae.config.tree import flatten
+from vlmae.parallel.sharding import path_name
+from vlmae.runs.inputs import read_clip
+from vlmae.runs.model import Model
+from vlmae.search.index import Block, FileFacts, Hit, Index, compare, search
 
-_SAVE_EVERY_BATCHES = 16
+_SAVE_EVERY_BATCHES = 16  # of each comes a file
 
 
 class Listing(NamedTuple):
-    """The files below a folder."""
+    """Files below a folder."""
 
-    media: tuple[FileFacts, ...]  # in the order of their names
-    num_others: int  # that are no media, by their endings
+    media: tuple[FileFacts, ...]  # sorted by name
+    num_others: int  # files whose ending is of no known media type
 
 
 class Update(NamedTuple):
-    """An index that is up to date, and what it took."""
+    """Index after an update, with counts of the work done."""
 
     index: Index
     num_kept: int  # clips that were in the index already
     num_removed: int
-    num_others: int
-    unusable: dict[str, str]  # name -> reason; they are tried again the next time
+    num_others: int  # files of other types
+    unusable: dict[str, str]  # name -> reason; tried again at the next update
 
 
 class FolderSearch(NamedTuple):
-    """A folder, its index, and the model that made it."""
+    """A folder, its index, and the model that embedded it."""
 
     folder: Path
     index: Index
-    embedder: Embedder
+    model: Model
 
     def query(self, texts: Sequence[str], top_k: int) -> list[list[Hit]]:
-        """The best clips for each text; raises ValueError for an empty text, or `top_k` < 1."""
-        return [search(self.index, text, top_k) for text in self.embedder.texts(texts)]
+        """Find the best clips for each text.
+
+        Raises:
+          UserError: a text is empty, or `top_k` is below 1.
+        """
+        if not all(text.strip() for text in texts):
+            raise UserError("the query is empty")
+        return [search(self.index, vector, top_k) for vector in self.model.embed_text(texts)]
 
 
 def list_media(folder: Path) -> Listing:
-    """All files below a folder; those that cannot be looked at have a size and time of 0.
+    """List all files below a folder, see `walk`; those that cannot be opened have size and time 0.
 
     Raises:
-      FileNotFoundError: there is no such folder.
+      MissingError: no such folder.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    paths = [
-        Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names
-    ]
-    media = [path for path in paths if path.suffix.lower() in MEDIA_ENDINGS]
+        raise MissingError(f"{folder}: no such folder")
+    paths = [Path(path) for found in walk(folder) for path in found.files]
+    media = [path for path in paths if is_media(path)]
     facts = sorted(_facts(folder, path) for path in media)
     return Listing(tuple(facts), len(paths) - len(media))
 
@@ -68,89 +77,113 @@ def _facts(folder: Path, path: Path) -> FileFacts:
     name = path.relative_to(folder).as_posix()
     try:
         stat = path.stat()
-    except OSError:  # a dangling link; reading it will give the reason
+    except OSError:  # a dangling link; decoding it will give the reason
         return FileFacts(name, 0, 0)
     return FileFacts(name, stat.st_size, stat.st_mtime_ns)
 
 
-def load_clip(path: Path, config: DataConfig) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames of a video as evaluation sees them, or the one of an image.
-
-    Raises:
-      DecodeError: says what is wrong with the file.
-    """
-    if path.suffix.lower() in IMAGE_ENDINGS:
-        try:
-            frames = decode.decode_image(path.read_bytes())[None]
-        except OSError as error:
-            raise decode.DecodeError("not a readable file", error.strerror or "") from error
-    else:
-        record = {"media": path, "media_type": b"video"}
-        frames = rows.load_video(record, config.eval.num_frames, rng=None)
-    return transforms.eval_view(frames, config.image_size)
-
-
 def update_index(
-    index: Index | None, folder: Path, embedder: Embedder, save: Callable[[Index], None]
+    index: Index | None, folder: Path, model: Model, save: Callable[[Block], None]
 ) -> Update:
-    """Embeds what is new or changed, forgets what is gone (ours).
+    """Embed new and changed files and drop removed ones (ours).
 
-    Without an index, or with one of another checkpoint, that is everything. `save` is called now
-    and then, so that an interrupted run need not start again, and at the end if anything changed.
+    Args:
+      index: the stored index; None, or one of another checkpoint, embeds everything.
+      folder: holds the videos and images, in subfolders too.
+      model: a run with VTC.
+      save: stores what has changed. It is called every few batches, so that an interrupted update
+        goes on where it stopped, and at the end if anything is left.
 
     Raises:
-      FileNotFoundError: there is no such folder.
+      MissingError: no such folder.
     """
-    if index is None or index.checkpoint != embedder.checkpoint:
-        index = empty_index(embedder.checkpoint, embedder.config.model.embed_dim)
+    checkpoint = checkpoint_name(model)
+    anew = index is None or index.checkpoint != checkpoint
+    if anew:
+        index = Index(checkpoint, (), np.zeros((0, model.config.model.embed_dim), np.float32))
     listing = list_media(folder)
     changes = compare(index, listing.media)
-    updated, unusable = changes.kept, {}
-    batches = _batches(changes.to_embed, embedder.config.data.eval_batch_size)
-    for number, files in enumerate(batches, start=1):
-        updated, reasons = _embed_files(updated, folder, files, embedder)
+    blocks, unusable = [], {}
+    removed, pending = changes.dropped, []
+    parts = _embed_batches(changes.to_embed, folder, model)
+    for number, (part, reasons) in enumerate(parts, start=1):
         unusable |= reasons
-        if number % _SAVE_EVERY_BATCHES == 0:
-            save(updated)
-    if updated.files != index.files:
-        save(updated)
+        pending.append(part)
+        last = number * model.config.data.eval_batch_size >= len(changes.to_embed)
+        if number % _SAVE_EVERY_BATCHES == 0 or last:
+            joined = _join(checkpoint, pending)
+            pending = []
+            if joined.files or removed:
+                save(Block(joined, removed, replaces=anew))
+                blocks, removed, anew = [*blocks, joined], (), False
+    if removed:  # and nothing was embedded
+        save(Block(changes.kept._replace(files=(), embeddings=index.embeddings[:0]), removed))
+    updated = _join(checkpoint, [changes.kept, *blocks]) if blocks else changes.kept
     return Update(
         updated, len(changes.kept.files), changes.num_removed, listing.num_others, unusable
     )
 
 
-def _batches(files: Sequence[FileFacts], size: int) -> Iterator[Sequence[FileFacts]]:
-    """With a progress bar, if someone is there to see it."""
+def _join(checkpoint: str, parts: Sequence[Index]) -> Index:
+    files = tuple(file for part in parts for file in part.files)
+    return Index(checkpoint, files, np.concatenate([part.embeddings for part in parts]))
+
+
+def _embed_batches(
+    files: Sequence[FileFacts], folder: Path, model: Model
+) -> Iterator[tuple[Index, dict[str, str]]]:
+    """Embed files batch by batch, with a progress bar on a terminal.
+
+    Yields:
+      The clips of a batch, and the reason for each file that is left out.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=len(files), desc="embedding", unit=" files", disable=None) as bar:
-        for start in range(0, len(files), size):
-            yield files[start : start + size]
-            bar.update(len(files[start : start + size]))
-
-
-def _embed_files(
-    index: Index, folder: Path, files: Sequence[FileFacts], embedder: Embedder
-) -> tuple[Index, dict[str, str]]:
-    """The index with these files, and the reasons of those that are left out."""
+    size, dim = model.config.data.eval_batch_size, model.config.model.embed_dim
 
     def load(file: FileFacts) -> np.ndarray | str:
         try:
-            return load_clip(folder / file.name, embedder.config.data)
+            return read_clip(folder / file.name, model.config.data)
         except decode.DecodeError as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        loaded = dict(zip(files, pool.map(load, files), strict=True))
-    clips = {file: clip for file, clip in loaded.items() if not isinstance(clip, str)}
-    for length in sorted({len(clip) for clip in clips.values()}):  # images, videos
-        same = {file: clip for file, clip in clips.items() if len(clip) == length}
-        vectors: Float[np.ndarray, "n e"] = embedder.clips(np.stack([*same.values()]))
-        index = extend(index, [*same], vectors)
-    return index, {file.name: loaded[file] for file in files if file not in clips}
+    # Decoded here, not by the model: one damaged file must not stop a folder of thousands.
+    with (
+        tqdm(total=len(files), desc="embedding", unit=" files", disable=None) as bar,
+        ThreadPoolExecutor() as pool,
+    ):
+        following = pool.map(load, files[:size])
+        for start in range(0, len(files), size):
+            batch, clips = files[start : start + size], list(following)
+            # The next batch is decoded while this one is embedded.
+            following = pool.map(load, files[start + size : start + 2 * size])
+            loaded = dict(zip(batch, clips, strict=True))
+            usable = {file: clip for file, clip in loaded.items() if not isinstance(clip, str)}
+            vectors = np.zeros((0, dim), np.float32)
+            if usable:
+                vectors = model.embed_video([*usable.values()])
+            reasons = {file.name: why for file, why in loaded.items() if file not in usable}
+            yield Index("", tuple(usable), vectors), reasons
+            bar.update(len(batch))
+
+
+def checkpoint_name(model: Model) -> str:
+    """Name a checkpoint by step and SHA-256 of all that a clip's vector depends on (ours).
+
+    Parameters, model and frames are hashed, since another run may lie at the same path and reach
+    the same step.
+    """
+    digest, config = hashlib.sha256(), model.config
+    used = (flatten(config.model), config.data.image_size, config.data.eval.num_frames)
+    digest.update(json.dumps(used, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(model.params)):
+        digest.update(path_name(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return f"{config.name}, step {model.step}, sha256 {digest.hexdigest()[:16]}"
 
 
 def index_path(workdir: Path, folder: Path) -> Path:
-    """Where a work directory keeps the index of a folder."""
+    """Path at which a work directory keeps the index of a folder."""
     folder = folder.resolve()
-    return workdir / "search" / f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}.npz"
+    # The checksum of the whole path tells folders of one name apart.
+    return workdir / "search" / f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}"

@@ -1,22 +1,28 @@
-"""The web page: a line for the query, and the clips that answer it. Nothing leaves the machine.
+"""Web page of a search: a text box, and the clips found. Nothing leaves the machine.
 
 The only file that imports Gradio, which is the extra `search`.
 """
 
 import base64
+import contextlib
 import functools
 import html
 import importlib.util
 import io
+import ipaddress
+import os
+import re
+import socket
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from data_pipelines import decode
-from data_pipelines.builders.media import IMAGE_ENDINGS
+from data_pipelines.media import decode, images
+from data_pipelines.media.endings import is_image
+from data_pipelines.schema.checks import UserError, visible
 from vlmae.search.folder import FolderSearch
 from vlmae.search.index import Hit
 
@@ -24,6 +30,9 @@ if TYPE_CHECKING:
     import gradio
 
 THUMBNAIL_PIXELS = 320
+_CALLS = tuple(
+    f"/gradio_api/{name}" for name in ("queue/", "run/", "call/", "api/", "reset", "cancel")
+)
 STYLE = """
 .hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px; }
 .hits figure { margin: 0; }
@@ -35,25 +44,29 @@ STYLE = """
 
 
 def check_gradio() -> None:
-    """Raises ValueError, saying how to install it, if Gradio is missing."""
+    """Raise UserError, which says how to install it, if Gradio is missing."""
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError('--serve needs Gradio; install it with: pip install -e ".[search]"')
+        raise UserError('--serve needs Gradio; install it with: pip install -e ".[search]"')
 
 
 def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
-    """Serves the page until it is interrupted.
+    """Serve the page until it is interrupted.
 
-    Whoever reaches `host` and `port` can search and can fetch every file of the folder.
+    Everyone who can reach `host` and `port` can search and can fetch every indexed clip, and
+    nothing else; see `refusal`.
 
     Raises:
-      ValueError: the port is in use.
+      UserError: the port is in use.
     """
     import gradio
+    from starlette.middleware import Middleware
 
+    clips = frozenset(map(str, clip_files(found)))
     options = {
         "server_name": host,
         "server_port": port,
         "allowed_paths": served_paths(found),
+        "app_kwargs": {"middleware": [Middleware(Guard, host=host, clips=clips)]},
         # Gradio's own theme loads its fonts from elsewhere.
         "theme": gradio.themes.Default(font="sans-serif", font_mono="monospace"),
         "css": STYLE,
@@ -63,18 +76,79 @@ def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
     try:
         build_page(found, top_k).launch(**options)
     except OSError as error:
-        raise ValueError(f"cannot serve at {host}:{port}: {error}") from error
+        raise UserError(f"cannot serve at {host}:{port}: {error}") from error
 
 
 def served_paths(found: FolderSearch) -> list[str]:
-    """The folder, and the clips outside of it that it links to: Gradio follows links first."""
+    """List the folder, and clips outside of it that it links to.
+
+    Gradio resolves links before it checks what it may serve.
+    """
     root = found.folder.resolve()
-    clips = [(root / file.name).resolve() for file in found.index.files]
-    return [str(root), *(str(clip) for clip in clips if not clip.is_relative_to(root))]
+    return [str(root), *(str(clip) for clip in clip_files(found) if not clip.is_relative_to(root))]
+
+
+def clip_files(found: FolderSearch) -> list[Path]:
+    """List the files of the index, links resolved."""
+    return [(found.folder / file.name).resolve() for file in found.index.files]
+
+
+class Guard:
+    """ASGI middleware that answers requests that have no business here, see `refusal`."""
+
+    def __init__(self, app: Callable, host: str, clips: frozenset[str]):
+        """Guard an app that is served at `host` and may send `clips`."""
+        self.app, self.host, self.clips = app, host, clips
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Hand a request on, or refuse it with status 403."""
+        why = ""
+        if scope["type"] in ("http", "websocket"):
+            asked = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            why = refusal(scope.get("method", "GET"), scope["path"], asked, self.host, self.clips)
+        if not why:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": why})
+        else:
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": why.encode()})
+
+
+def refusal(method: str, path: str, asked: str, host: str, clips: frozenset[str]) -> str:
+    """Say why a request is refused; "" if it is not.
+
+    Args:
+      method: of the request.
+      path: of its URL.
+      asked: its header Host. A page of a stranger whose name leads to this machine (DNS rebinding)
+        sends the stranger's name; the numbers of an address cannot be rebound.
+      host: the address that the page is served at.
+      clips: absolute paths of the files that may be sent.
+    """
+    if not _is_own(asked, host):
+        return (
+            f"this page is not served as {asked!r}; use http://localhost or this machine's address"
+        )
+    if method not in ("GET", "HEAD") and not path.startswith(_CALLS):
+        return "nothing can be sent to this page but queries"
+    wants_file = re.search(r"/(file[=/]|proxy=|stream/)", path)
+    if wants_file and path.removeprefix("/gradio_api/file=") not in clips:
+        return "only the clips of the index are served"
+    return ""
+
+
+def _is_own(asked: str, host: str) -> bool:
+    name = urllib.parse.urlsplit(f"//{asked}").hostname or ""
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    own = {"localhost", socket.gethostname(), socket.getfqdn(), host}
+    return name in {name.lower() for name in own}
 
 
 def build_page(found: FolderSearch, top_k: int) -> "gradio.Blocks":
-    """The page as a Gradio app."""
+    """Build the page as a Gradio app."""
     import gradio
 
     def answer(query: str) -> str:
@@ -92,36 +166,38 @@ def build_page(found: FolderSearch, top_k: int) -> "gradio.Blocks":
 
 
 def show_hits(folder: Path, hits: Sequence[Hit]) -> str:
-    """HTML of the results: a playable thumbnail each, its score and its name."""
+    """Format the results as HTML: a playable thumbnail, score and name each."""
     return f'<div class="hits">{"".join(_show_hit(folder, hit) for hit in hits)}</div>'
 
 
 def _show_hit(folder: Path, hit: Hit) -> str:
-    path = folder / hit.name  # what a link points to may have another ending, or none
-    file = f"gradio_api/file={urllib.parse.quote(path.resolve().as_posix())}"
+    path = folder / hit.name
+    # Resolved for Gradio, but shown by the name: the target of a link may have any ending.
+    file = f"gradio_api/file={urllib.parse.quote(os.fsencode(path.resolve()))}"
     try:
         picture = thumbnail(path)
     except (decode.DecodeError, OSError) as error:
         seen = f"<p>cannot be shown: {html.escape(str(error))}</p>"
     else:
-        if path.suffix.lower() in IMAGE_ENDINGS:
+        if is_image(path):
             seen = f'<a href="{file}" target="_blank"><img src="{picture}"></a>'
         else:
             seen = f'<video controls loop preload="none" poster="{picture}" src="{file}"></video>'
-    caption = f"<figcaption><b>{hit.score:.3f}</b> {html.escape(hit.name)}</figcaption>"
+    name = html.escape(visible(hit.name))
+    caption = f"<figcaption><b>{hit.score:.3f}</b> {name}</figcaption>"
     return f"<figure>{seen}{caption}</figure>"
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # results of successive queries overlap
 def thumbnail(path: Path) -> str:
-    """The middle frame of a clip, or an image, as a data URL of a small JPEG.
+    """Make a data URL of a small JPEG from the middle frame of a clip, or from an image.
 
     Raises:
       DecodeError: the file cannot be decoded.
       OSError: it cannot be read.
     """
-    if path.suffix.lower() in IMAGE_ENDINGS:
-        frame = decode.decode_image(path.read_bytes())
+    if is_image(path):
+        frame = images.decode_image(path.read_bytes())
     else:
         with decode.open_clip(path) as clip:
             [frame] = clip.frames([clip.info.duration_secs / 2])

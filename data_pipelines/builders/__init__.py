@@ -1,1 +1,0 @@
-"""TFDS builders: raw annotations and media files -> checked splits in ArrayRecord files."""

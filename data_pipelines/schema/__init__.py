@@ -1,0 +1,1 @@
+"""Records, batches, classes and the data part of a config."""

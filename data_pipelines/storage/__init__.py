@@ -1,0 +1,1 @@
+"""Prepared data on disk: how they are written and read."""

@@ -1,0 +1,1 @@
+"""One builder a data set: raw annotations and media to checked splits."""

@@ -1,0 +1,1 @@
+"""MuLTI's experiments."""

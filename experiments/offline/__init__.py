@@ -1,0 +1,1 @@
+"""Experiments on data that anyone can make or download."""

@@ -1,0 +1,1 @@
+"""SMAUG's experiments."""

@@ -1,0 +1,67 @@
+"""SMAUG's pre-training, stage 1: one frame of each clip, and images; ViT-B/16 and BERT-base.
+
+    vlmae prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3
+    vlmae prepare cc3m --manual-dir CC3M --max-bad-ratio 0.3
+    python experiments/smaug/pretrain.py
+
+Data: WebVid-2M and CC3M, from one's own copies, which lack what can no longer be fetched. The
+recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
+alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, keep rate,
+batch size and decoder are ours. Stage 2 is `experiments/smaug/pretrain_stage2.py`.
+
+Result: not yet run.
+"""
+
+from data_pipelines.schema.config import DataConfig, SourceConfig
+from vlmae.cli.experiment import main
+from vlmae.config.experiment import ExperimentConfig, OptimConfig, TrainConfig
+from vlmae.config.model import (
+    ModelConfig,
+    PixelDecoderConfig,
+    SparsifyConfig,
+    VideoEncoderConfig,
+)
+
+WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
+BATCH_SIZE, EPOCHS = 512, 10
+EPOCH_STEPS = (WEBVID_CLIPS + CC3M_IMAGES) // BATCH_SIZE
+
+
+def get_config() -> ExperimentConfig:
+    """B/16 in bfloat16: 65 % of patches and half of the words masked, 30 % pruned a stage."""
+    return ExperimentConfig(
+        name="smaug_pretrain",
+        data=DataConfig(
+            train=(
+                SourceConfig("webvid_2m", "train", num_frames=1, weight=WEBVID_CLIPS),
+                SourceConfig("cc3m", "train", num_frames=1, weight=CC3M_IMAGES),
+            ),
+            eval=SourceConfig("", "val", num_frames=4),
+            batch_size=BATCH_SIZE,
+            eval_batch_size=64,
+            image_size=224,
+            text_len=32,
+            flip=True,
+            num_workers=16,
+        ),
+        model=ModelConfig(  # the defaults are B/16, BERT-base split 9 + 3, decoder 4 x 384
+            video=VideoEncoderConfig(sparsify=SparsifyConfig(keep_rate=0.7)),
+            pixel_decoder=PixelDecoderConfig(target_ratio=0.5),
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-4,
+            warmup_steps=EPOCH_STEPS,
+            final_ratio=0.01,
+            weight_decay=0.02,
+        ),
+        train=TrainConfig(
+            steps=EPOCHS * EPOCH_STEPS,
+            log_every_steps=50,
+            eval_every_steps=EPOCH_STEPS,
+            save_every_steps=2000,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main(get_config)

@@ -1,0 +1,153 @@
+import functools
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from data_pipelines.media import transforms
+
+
+@pytest.fixture
+def video():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (3, 6, 8, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(frame).resize((48, 36))) for frame in small])
+
+
+def test_eval_view_is_resize_and_center_crop(video):
+    frame = Image.fromarray(video[1]).crop((6, 0, 42, 36)).resize((24, 24), Image.BICUBIC)
+    view = transforms.eval_view(video, 24)
+    assert view.dtype == np.uint8 and view.shape == (3, 24, 24, 3)
+    # At the edge the resized box, unlike the cut one, still sees the pixels next to it.
+    np.testing.assert_array_equal(view[1, :, 3:-3], np.asarray(frame)[:, 3:-3])
+
+
+def test_nothing_to_do_returns_the_input(video):
+    square = np.ascontiguousarray(video[:, :, :36])
+    assert transforms.eval_view(square, 36) is square
+    rng = np.random.default_rng(0)
+    assert transforms.train_view(square, 36, rng, min_crop_scale=1, flip=False) is square
+
+
+def test_all_frames_get_the_same_view(video):
+    still = np.repeat(video[:1], 4, axis=0)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        view = transforms.train_view(still, 16, rng, min_crop_scale=0.3, flip=True)
+        assert view.shape == (4, 16, 16, 3) and view.flags.c_contiguous
+        assert (view == view[:1]).all()
+
+
+def test_half_of_the_clips_are_mirrored(video):
+    plain = transforms.eval_view(video, 36)
+    rng = np.random.default_rng(0)
+    view = functools.partial(transforms.train_view, plain, 36, rng, min_crop_scale=1)
+    views = [view(flip=True) for _ in range(2000)]
+    mirrored = [np.array_equal(v, plain[:, :, ::-1]) for v in views]
+    assert all(m or np.array_equal(v, plain) for m, v in zip(mirrored, views, strict=True))
+    assert stats.binomtest(sum(mirrored), 2000).pvalue > 0.01
+    assert all(view(flip=False) is plain for _ in range(9))
+
+
+@pytest.mark.parametrize(("width", "size"), [(48, 16), (36, 36)])
+def test_a_training_view_is_a_random_box_of_all_frames(video, width, size):
+    """Of frames that have the size already, too."""
+    video = np.ascontiguousarray(video[:, :, :width])
+    for seed in range(3):
+        box = transforms.random_box(36, width, 0.3, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        view = transforms.train_view(video, size, rng, min_crop_scale=0.3, flip=False)
+        for frame, expected in zip(view, video, strict=True):
+            image = Image.fromarray(expected).resize((size, size), Image.BICUBIC, box=box)
+            np.testing.assert_array_equal(frame, np.asarray(image))
+
+
+def test_views_depend_on_the_generator_alone(video):
+    def view(seed):
+        rng = np.random.default_rng(seed)
+        return transforms.train_view(video, 16, rng, min_crop_scale=0.3, flip=True)
+
+    np.testing.assert_array_equal(view(3), view(3))
+    assert not np.array_equal(view(3), view(4))
+
+
+def test_random_boxes_keep_area_aspect_and_bounds():
+    rng = np.random.default_rng(0)
+    boxes = np.array([transforms.random_box(90, 120, 0.4, rng) for _ in range(500)])
+    left, top, right, bottom = boxes.T
+    assert left.min() >= 0 and top.min() >= 0 and right.max() <= 120 and bottom.max() <= 90
+    width, height = right - left, bottom - top
+    share, aspect = width * height / (90 * 120), width / height
+    assert 0.4 <= share.min() < 0.45 and 0.9 < share.max() <= 1
+    assert 0.75 - 1e-9 <= aspect.min() and aspect.max() <= 4 / 3 + 1e-9
+    assert left.std() > 5 and top.std() > 5
+
+
+def fitting_boxes(height, width, min_scale, count):
+    """Independent oracle: shares of the area and aspects of the boxes that fit, by rejection."""
+    rng = np.random.default_rng(123)
+    share = rng.uniform(min_scale, 1, 2_000_000)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), share.size))
+    area = share * height * width
+    fits = (area * aspect <= width**2) & (area / aspect <= height**2)
+    return share[fits][:count], aspect[fits][:count]
+
+
+def split_boxes(boxes, height, width):
+    """Share of the area, aspect, and place across and down, from 0 to 1 of the room there is."""
+    left, top, right, bottom = np.array(boxes).T
+    box_width, box_height = right - left, bottom - top
+    places = left / (width - box_width), top / (height - box_height)
+    return box_width * box_height / (height * width), box_width / box_height, *places
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"),
+    [(224, 224, 0.5), (480, 854, 0.5), (480, 854, 0.6), (854, 480, 0.5), (240, 320, 0.2)],
+)
+def test_boxes_are_distributed_as_those_that_fit(height, width, scale):
+    rng = np.random.default_rng(0)
+    boxes = [transforms.random_box(height, width, scale, rng) for _ in range(2000)]
+    share, aspect, across, down = split_boxes(boxes, height, width)
+    expected_share, expected_aspect = fitting_boxes(height, width, scale, 50_000)
+    assert stats.ks_2samp(share, expected_share).pvalue > 0.01
+    assert stats.ks_2samp(aspect, expected_aspect).pvalue > 0.01
+    assert stats.kstest(across, "uniform").pvalue > 0.01
+    assert stats.kstest(down, "uniform").pvalue > 0.01
+    assert len({round(box[2] - box[0], 6) for box in boxes}) == 2000, "no view is a fallback"
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 854), (854, 480), (10, 1000)])
+def test_frames_too_long_for_any_box_get_the_largest_at_random_places(height, width):
+    """At scale 0.8 no box of aspect 3/4 to 4/3 fits in 854 x 480."""
+    rng = np.random.default_rng(0)
+    boxes = [transforms.random_box(height, width, 0.8, rng) for _ in range(1000)]
+    left, top, right, bottom = np.array(boxes).T
+    assert left.min() >= 0 and top.min() >= 0
+    assert right.max() <= width + 1e-9 and bottom.max() <= height + 1e-9
+    along, short = (right - left, bottom - top), min(height, width)
+    np.testing.assert_allclose(along[int(width > height)], short)
+    logs = (np.log((right - left) / (bottom - top)) - np.log(3 / 4)) / np.log(16 / 9)
+    place, room = (left, width - along[0]) if width > height else (top, height - along[1])
+    assert stats.kstest(logs, "uniform").pvalue > 0.01, "the aspects are those that were asked for"
+    assert stats.kstest(place / room, "uniform").pvalue > 0.01
+
+
+@hypothesis.given(
+    st.integers(8, 2000), st.integers(8, 2000), st.floats(0.01, 0.99), st.integers(0, 2**32)
+)
+def test_boxes_lie_in_the_frame_and_have_the_aspect(height, width, scale, seed):
+    box = transforms.random_box(height, width, scale, np.random.default_rng(seed))
+    left, top, right, bottom = box
+    assert 0 <= left < right <= width + 1e-9 and 0 <= top < bottom <= height + 1e-9
+    aspect = (right - left) / (bottom - top)
+    assert 3 / 4 - 1e-9 <= aspect <= 4 / 3 + 1e-9
+    share = (right - left) * (bottom - top) / (height * width)
+    whole = np.isclose(right - left, width) or np.isclose(bottom - top, height)
+    assert scale <= share * (1 + 1e-9) or whole, "smaller only where no box fits"
+    left, top, right, bottom = transforms.center_box(height, width)
+    assert right - left == bottom - top == min(height, width)
+    assert (left + right, top + bottom) == (width, height)

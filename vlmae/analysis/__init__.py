@@ -1,1 +1,0 @@
-"""Looking at runs: pictures of what the model sees and makes."""

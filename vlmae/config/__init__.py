@@ -1,0 +1,1 @@
+"""Experiments as data: frozen dataclasses, checked when made."""

@@ -1,1 +1,0 @@
-"""Evaluators: device code that scores, and `metrics`, pure NumPy, that counts."""

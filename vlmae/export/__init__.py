@@ -1,0 +1,1 @@
+"""Checkpoints out: PyTorch, StableHLO, ONNX, and transformers' own classes."""

@@ -1,0 +1,93 @@
+"""Files that exported folders have in common: tensors, tokenizer, classes, JSON."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+from jaxtyping import PyTree
+from safetensors.numpy import save
+
+from data_pipelines.schema.checks import MissingError
+from data_pipelines.schema.classes import CLASSES_FILE
+from data_pipelines.text.tokenize import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.runs.checkpoint import load_params
+from vlmae.runs.load import load_run, tokenizer_of
+from vlmae.weights.huggingface import WEIGHTS
+from vlmae.weights.torch_names import Tensors
+
+
+class Checkpoint(NamedTuple):
+    """Newest checkpoint of a run, as the source of an export."""
+
+    workdir: Path
+    config: ExperimentConfig
+    params: PyTree
+    step: int
+
+
+def open_checkpoint(workdir: Path) -> Checkpoint:
+    """Read config and parameters of a run, or of an export of one.
+
+    Raises:
+      MissingError: no config or no checkpoint.
+      UserError: a file is damaged; names it.
+    """
+    # Config first: it is read in a moment, and says at once that a folder is no run.
+    config, (params, step) = load_run(workdir), load_params(workdir)
+    return Checkpoint(workdir, config, params, step)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write an object, indented."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_tensors(folder: Path, tensors: Tensors) -> None:
+    """Write `model.safetensors`; transformers refuses files without this metadata."""
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def write_words(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the run's tokenizer, and the names of its classes if it has any.
+
+    Raises:
+      MissingError: the run has no tokenizer.
+    """
+    write_tokenizer(checkpoint, folder)
+    classes = checkpoint.workdir / CLASSES_FILE
+    if classes.is_file():
+        shutil.copyfile(classes, folder / CLASSES_FILE)
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the run's tokenizer so that every library that reads it adds [CLS] and [SEP].
+
+    Raises:
+      MissingError: the run has no tokenizer.
+    """
+    source = tokenizer_of(checkpoint.workdir)
+    if not (source / TOKENIZER_FILE).is_file():
+        raise MissingError(f"{source / TOKENIZER_FILE}: no such file")
+    load_tokenizer(source)  # names the file if it is damaged
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / TOKENIZER_FILE))
+    # The run adds these two itself, so its own file has no post-processor.
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
+    )
+    # Beside it vocab.txt, for libraries that read no tokenizer.json.
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    shutil.copyfile(source / VOCABULARY_FILE, folder / VOCABULARY_FILE)
+    names = ("pad", "unk", "cls", "sep", "mask")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": checkpoint.config.data.text_len,
+            "model_input_names": ["input_ids", "attention_mask"],
+            **{f"{name}_token": f"[{name.upper()}]" for name in names},
+        },
+    )

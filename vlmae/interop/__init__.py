@@ -1,1 +1,0 @@
-"""Weights in from Hugging Face layouts; out to PyTorch."""

@@ -1,0 +1,1 @@
+"""Runs on SLURM and on this machine: launched, swept over, and watched."""

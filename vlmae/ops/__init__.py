@@ -1,0 +1,1 @@
+"""Pure mathematics: functions of arrays. Imports jax alone."""

@@ -1,0 +1,1 @@
+"""The device mesh, several processes, preemption, and the C allocator."""

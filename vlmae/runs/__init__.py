@@ -1,0 +1,1 @@
+"""Runs on disk: writing, resuming, summarizing and loading them."""

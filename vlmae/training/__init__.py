@@ -1,0 +1,1 @@
+"""Objectives, the step, the loop, and the tools that only they need."""

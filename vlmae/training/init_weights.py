@@ -1,0 +1,130 @@
+"""Initial parameters of a new run: from another run or from published weights, resized to fit."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from data_pipelines.schema.checks import UserError
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.models.embeddings import resize_grid, resize_offsets
+from vlmae.parallel.sharding import path_name
+from vlmae.runs.checkpoint import load_params
+from vlmae.weights.huggingface import load_published, merge_trees
+
+
+def initial_params(config: ExperimentConfig, params: PyTree) -> tuple[PyTree, str]:
+    """Load `train.init_from` or `train.init` into new parameters, if the config sets one.
+
+    Returns:
+      The parameters, and a report of every loaded name; empty if nothing is loaded.
+
+    Raises:
+      MissingError, UserError: the source does not exist, or does not fit.
+    """
+    train = config.train
+    if train.init_from:
+        # Parameters alone: moments and step belong to another schedule.
+        source, step = load_params(Path(train.init_from).expanduser())
+        merged, report = merge_params(params, source)
+        return merged, f"from step {step} of {train.init_from}: {report}"
+    names = {part: name for part, name in asdict(train.init).items() if name}
+    return _published_params(config, params, names) if names else (params, "")
+
+
+def _published_params(
+    config: ExperimentConfig, params: PyTree, names: dict[str, str]
+) -> tuple[PyTree, str]:
+    """Load published weights of one or both encoders; any other shape is an error here."""
+    # Both are read before anything is merged: an encoder that does not fit stops it at once.
+    reads = {part: load_published(name, part, config.model) for part, name in names.items()}
+    merged, report = merge_params(params, merge_trees([read.params for read in reads.values()]))
+    sources = ", ".join(f"{part} of {name}" for part, name in names.items())
+    if report.mismatched:
+        raise UserError(f"{sources} does not fit the model:\n  " + "\n  ".join(report.mismatched))
+    for part, read in reads.items():
+        report.unused.extend(f"{name} of {names[part]}" for name in read.unused)
+    return merged, f"from {sources}: {report}"
+
+
+class LoadReport(NamedTuple):
+    """Outcome of `merge_params` for every parameter."""
+
+    loaded: list[str]
+    resized: list[str]  # positional embeddings of another size, with both shapes
+    missing: list[str]  # only in the model: keep their initial values
+    unused: list[str]  # only in the source
+    mismatched: list[str]  # in both, with both shapes
+
+    def __str__(self) -> str:
+        lines = [f"loaded {len(self.loaded)} parameters"]
+        for name in ("resized", "missing", "unused", "mismatched"):
+            lines += [f"  {name}: {entry}" for entry in getattr(self, name)]
+        return "\n".join(lines)
+
+
+def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:
+    """Replace the parameters that `source` has under the same path in the same shape.
+
+    Learned positional embeddings of another size are resized, see `fit_positions`.
+    """
+    given = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(source)}
+    report = LoadReport([], [], [], [], [])
+
+    def choose(path: tuple, x: Array) -> Array:
+        name = path_name(path)
+        if name not in given:
+            report.missing.append(name)
+            return x
+        found = given.pop(name)
+        entry = f"{name}: {found.shape} in the source, {x.shape} in the model"
+        if found.shape == x.shape:
+            report.loaded.append(name)
+        # By name, since only tables of positions may change size; any other shape is a misfit.
+        elif (fitted := fit_positions(name, found, x)) is not None:
+            found = fitted
+            report.resized.append(entry)
+        else:
+            report.mismatched.append(entry)
+            return x
+        return jax.device_put(found, x.sharding)  # sharded as the new parameters are
+
+    merged = jax.tree_util.tree_map_with_path(choose, params)
+    report.unused.extend(given)  # `choose` has taken out all others
+    return merged, report
+
+
+def fit_positions(
+    name: str, source: Float[Array | np.ndarray, "..."], initial: Float[Array | np.ndarray, "..."]
+) -> Float[Array, "m d"] | None:
+    """Resize the table of parameter `name` to the length of its initial value.
+
+    Patches are interpolated in the square grid (bicubic), their offsets and the frames linearly.
+    Positions of text are copied; those beyond the source's longest text keep their initial values.
+
+    Args:
+      name: path of the parameter.
+      source: the table to resize.
+      initial: the table of a new model.
+
+    Returns:
+      The resized table, or None if the parameter holds no positions or cannot be resized.
+    """
+    if initial.ndim != 2 or source.shape[1:] != initial.shape[1:]:
+        return None
+    if name == "text_encoder/embeddings/position/embedding":
+        # Not interpolated: token i of a longer text is still token i.
+        common = min(len(source), len(initial))
+        return jnp.asarray(initial).at[:common].set(source[:common])
+    if name == "video_encoder/temporal/embedding":
+        # Frames spread over the clip: the first and the last stay the first and the last.
+        return jax.image.resize(source, initial.shape, "linear")
+    if name == "video_encoder/positions":
+        return resize_grid(source, len(initial))
+    if name.startswith("video_encoder/relative_bias/"):
+        return resize_offsets(source, len(initial))
+    return None

@@ -1,0 +1,123 @@
+"""AdamW with its schedule, weight decay of matrices alone, and frozen parameters."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from vlmae.config.experiment import OptimConfig
+from vlmae.config.model import ModelConfig
+from vlmae.parallel.sharding import is_matrix, path_name
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Make a linear warm-up from zero, then the decay of `optim.schedule` to `final_ratio`.
+
+    The schedule takes the number of updates done: the first update has rate(0), zero with warm-up,
+    and the last one `final_ratio` of the peak. wsd stays at the peak until its decay begins, so
+    runs of other lengths share their steps up to there (warm-up, stable, decay: Hu et al. 2024,
+    MiniCPM, section 4).
+    """
+    peak, end = config.learning_rate, config.learning_rate * config.final_ratio
+    start = config.warmup_steps
+    if config.schedule == "wsd":
+        start = max(start, steps - round(config.decay_share * steps))
+    decay_steps = max(1, steps - start - 1)  # the last update has rate(steps - 1)
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_ratio)
+    else:
+        decay = optax.linear_schedule(peak, end, decay_steps)
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+
+    def rate(updates: Int[Array, ""] | int) -> Float[Array, ""]:
+        # Not a `where`: XLA would compute the cosine again in the update of every single array.
+        return jax.lax.cond(
+            updates < config.warmup_steps,
+            warmup,
+            lambda _: decay(jnp.maximum(updates - start, 0)),
+            updates,
+        )
+
+    return rate
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """Mark the parameters that decay: matrices, but no biases, norms or single tokens."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_matrix(path_name(path)), params)
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """Compute the Euclidean norm of all parameters or gradients together.
+
+    As `optax.tree.norm`, but the small arrays that do not decay are joined first, which makes a
+    much smaller program, see `make_optimizer`.
+    """
+    pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(decay_mask(tree)), strict=True))
+    matrices = [x for x, decays in pairs if decays]
+    rest = [x.ravel() for x, decays in pairs if not decays]
+    return optax.tree.norm([*matrices, jnp.concatenate(rest)] if rest else matrices)
+
+
+# Parameters that block 0 of an encoder needs, as regular expressions; frozen together with it. A
+# bias table that all blocks share is one of them: learning, it would change the frozen blocks.
+EMBEDDINGS = {
+    "video": "cls|extra|positions|patch_embed|input_norm|relative_bias/shared",
+    "text": "embeddings",
+}
+
+
+def freezes_any(model: ModelConfig) -> bool:
+    """Return True if the config freezes blocks of any encoder."""
+    return any(getattr(model, part).adapter.frozen_blocks > 0 for part in EMBEDDINGS)
+
+
+def is_frozen(name: str, model: ModelConfig) -> bool:
+    """Return True if the config freezes the parameter at a path ("video_encoder/block_0/...")."""
+    for part, embeddings in EMBEDDINGS.items():
+        own = r"(?:relative_bias/)?block_(\d+)"
+        found = re.match(rf"{part}_encoder/(?:{own}|{embeddings})(?:/|$)", name)
+        if found:
+            return int(found[1] or 0) < getattr(model, part).adapter.frozen_blocks
+    return False
+
+
+def freeze(params: PyTree, model: ModelConfig) -> PyTree:
+    """Stop gradients of frozen parameters, so that no backward pass is computed for them."""
+
+    def stop(path: tuple, x: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(x) if is_frozen(path_name(path), model) else x
+
+    return jax.tree_util.tree_map_with_path(stop, params)
+
+
+def make_optimizer(
+    config: OptimConfig, steps: int, model: ModelConfig | None = None
+) -> optax.GradientTransformation:
+    """Make the optimizer: gradient clipping if configured, then AdamW with its schedule.
+
+    Only matrices decay. The hundreds of small arrays that do not are one vector to the optimizer: a
+    much smaller program computes the same. Frozen parameters of `model` never change and have no
+    state.
+    """
+    adamw = functools.partial(optax.adamw, make_schedule(config, steps), config.b1, config.b2)
+    # `optax.flatten` joins the small arrays; on a matrix it would undo the sharding.
+    parts = {
+        "decays": adamw(weight_decay=config.weight_decay),
+        "stays": optax.flatten(adamw(weight_decay=0.0)),
+    }
+    freezes = model is not None and freezes_any(model)
+    parts |= {"frozen": optax.set_to_zero()} if freezes else {}
+
+    def label(path: tuple, decays: bool) -> str:
+        if freezes and is_frozen(path_name(path), model):
+            return "frozen"
+        return "decays" if decays else "stays"
+
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(label, decay_mask(params))
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optax.partition(parts, labels))

@@ -1,0 +1,1 @@
+"""Published weights as parameters, and the format of exported runs."""
