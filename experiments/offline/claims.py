@@ -51,6 +51,7 @@ BASE = {
     "model.text.depth": 1,
     "model.text.num_heads": 2,
     "model.text.mlp_dim": 256,
+    "objectives.vtm_hardness": 0.0,  # hard negatives teach nothing in runs of this length
     "optim.warmup_steps": 60,
     "evaluation.pictures": 0,
     "train.log_every_steps": 60,

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -15,11 +15,20 @@ from vlmae.config.experiment import ExperimentConfig
 
 
 @pytest.fixture(scope="session")
-def tiny_data_dir(tmp_path_factory) -> Path:
-    """A data_dir with a `shapes` of 48 training and 12 test clips of 32 x 32 pixels."""
+def tiny_data_dir(tmp_path_factory) -> Iterator[Path]:
+    """A data_dir with a `shapes` of 48 training and 12 test clips of 32 x 32 pixels.
+
+    All tests read it; one that writes copies it first.
+    """
     data_dir = tmp_path_factory.mktemp("tiny_data")
     prepare("shapes", data_dir, num_train=48, num_val=8, num_test=12, frame_size=32)
-    return data_dir
+    before = _files(data_dir)
+    yield data_dir
+    assert _files(data_dir) == before, "a test wrote into the data that all tests share"
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from vlmae.training.operations import describe_saving
 from vlmae.training.train import train
 from vlmae.weights.huggingface import find
 
-GENERATED = ("shapes",)  # data sets that need no input, so they are made on first use
+GENERATED = ("shapes", "shapes_3")  # data sets that need no input, so they are made on first use
 
 
 def run_experiment(

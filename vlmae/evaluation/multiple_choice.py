@@ -13,7 +13,7 @@ from vlmae.config.experiment import ObjectivesConfig
 from vlmae.evaluation.clip_features import map_pairs
 from vlmae.evaluation.encode import Encoded, EvalInputs, select_texts
 from vlmae.evaluation.intervals import mean_interval
-from vlmae.evaluation.metrics import accuracy_by_kind
+from vlmae.evaluation.metrics import accuracy_by_kind, info_nce
 from vlmae.evaluation.result import Result
 from vlmae.figures.answer_page import Item, Shown
 from vlmae.models.scoring import choice_logits, match_options
@@ -30,7 +30,9 @@ def evaluate_multiple_choice(context: EvalContext, inputs: EvalInputs) -> Result
 
     Returns:
       Metrics in percent: `match_accuracy` and `mcm_accuracy`, with `_KIND` behind them for each
-      kind of question, and `chance_accuracy`. Also `num_questions`, `skipped_questions`, and
+      kind of question, and `chance_accuracy`. `match_nll` and `mcm_nll`: the negative log of the
+      softmax over the options at the correct one, in nats, which tells models apart when their
+      accuracies do not; `chance_nll` by chance. Also `num_questions`, `skipped_questions`, and
       `cut_questions`, whose options are too long for `data.text_len` or for MCM's list.
 
     Raises:
@@ -39,8 +41,10 @@ def evaluate_multiple_choice(context: EvalContext, inputs: EvalInputs) -> Result
     data, clips, config, objectives, _ = inputs
     questions = usable_questions(data, clips, config.choices)
     option_exists = questions.option_mask.any(axis=2)
+    num_options = option_exists.sum(axis=1)
     metrics = {
-        "chance_accuracy": 100 * float((1 / option_exists.sum(axis=1)).mean()),
+        "chance_accuracy": 100 * float((1 / num_options).mean()),
+        "chance_nll": float(np.log(num_options).mean()),
         "num_questions": float(len(questions.answer)),
         "skipped_questions": float(questions.skipped),
         "cut_questions": float(max(questions.cut, cut_by_list(questions, objectives))),
@@ -50,12 +54,15 @@ def evaluate_multiple_choice(context: EvalContext, inputs: EvalInputs) -> Result
         heads["match"] = functools.partial(match_options, ensemble=config.frame_ensemble)
     if objectives.mcm:
         heads["mcm"] = functools.partial(choice_logits, config=objectives)
+    is_answer = np.arange(option_exists.shape[1]) == questions.answer[:, None]
     intervals, chosen = {}, {}
     for name, head in heads.items():
         scores = score_options(context, head, questions, clips)
         # Questions of fewer options are filled up with empty ones, which no head may choose.
-        chosen[name] = np.where(option_exists, scores, -np.inf).argmax(axis=1)
+        scores = np.where(option_exists, scores, -np.inf)
+        chosen[name] = scores.argmax(axis=1)
         correct = chosen[name] == questions.answer
+        metrics[f"{name}_nll"] = float(info_nce(scores, is_answer, temperature=1.0).mean())
         metrics[f"{name}_accuracy"] = 100 * float(correct.mean())
         by_kind = accuracy_by_kind(correct, questions.kinds)
         metrics |= {f"{name}_accuracy_{kind}": x for kind, x in by_kind.items() if kind}

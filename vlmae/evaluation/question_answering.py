@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from data_pipelines.loading.evaluation import EvalData
@@ -38,8 +39,10 @@ def evaluate_answers(context: EvalContext, inputs: EvalInputs) -> Result:
     Returns:
       Metrics in percent: `accuracy` and `accuracy_KIND`; `frequent_accuracy` and
       `frequent_accuracy_KIND`, reached by always giving the most frequent training answer to
-      questions of the kind; `answerable`, the share of questions whose answer is a class. Also
-      `num_questions` and `skipped_questions`.
+      questions of the kind; `answerable`, the share of questions whose answer is a class. Of the
+      classifier `nll`: the negative log of the softmax over classes at the answer, in nats, the
+      mean over questions whose answer is a class; left out if there is none. Also `num_questions`
+      and `skipped_questions`.
 
     Raises:
       UserError: no question has a usable clip.
@@ -53,9 +56,13 @@ def evaluate_answers(context: EvalContext, inputs: EvalInputs) -> Result:
     )
     method = answering(data, objectives, config)
     # Of hundreds of thousands of questions, the scores of all classes would be gigabytes.
-    best, scores = score_questions(context, method, questions, clips, top_k=SHOWN)
+    numbers = {name: number for number, name in enumerate(data.classes.names)}
+    truth = np.array([numbers.get(answer, -1) for answer in questions.answers], np.int32)
+    best, scores, nll = score_questions(context, method, questions, truth, clips, top_k=SHOWN)
     predicted = np.array(data.classes.names)[best[:, 0]]
     metrics = answer_metrics(predicted, questions, data.classes)
+    if objectives.answer_kind != "decoder" and (truth >= 0).any():
+        metrics["nll"] = float(nll[truth >= 0].mean())
     metrics["skipped_questions"] = float((~usable).sum())
     right = predicted == np.array(questions.answers)
     interval = mean_interval(right, questions.texts.media_ids)
@@ -101,18 +108,20 @@ def score_questions(
     context: EvalContext,
     method: functools.partial,
     questions: Questions,
+    truth: Int[np.ndarray, " q"],
     clips: Encoded,
     top_k: int,
-) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
-    """Score every class for every question.
+) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"], Float[np.ndarray, " q"]]:
+    """Score every class for every question; `truth` is its class, or -1.
 
     Returns:
-      The `top_k` classes of highest score of each question, the best first, and their scores.
+      The `top_k` classes of highest score of each question, the best first, their scores, and the
+      negative log of the softmax at the true class (of no meaning where that is -1).
     """
     texts = questions.texts
 
-    def text_of(rows: Int[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
-        return texts.text_ids[rows], texts.text_mask[rows]
+    def text_of(rows: Int[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return texts.text_ids[rows], texts.text_mask[rows], truth[rows]
 
     static = {"scorer": method.func, "static": tuple(sorted(method.keywords.items()))}
     return map_pairs(context, best_classes, clips.features, texts.rows, text_of, k=top_k, **static)
@@ -121,15 +130,18 @@ def score_questions(
 def best_classes(
     model: VideoLanguageModel,
     video: VideoFeatures,
-    *text: Array,
+    ids: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    truth: Int[Array, " b"],
+    *,
     scorer: Callable[..., Array],
     static: tuple[tuple[str, Any], ...],
     k: int,
-) -> tuple[Int[Array, "b k"], Float[Array, "b k"]]:
+) -> tuple[Int[Array, "b k"], Float[Array, "b k"], Float[Array, " b"]]:
     """Find the classes that a method scores highest; of equal ones the first come first."""
-    scores = scorer(model, video, *text, **dict(static))
+    scores = scorer(model, video, ids, mask, **dict(static))
     values, classes = jax.lax.top_k(scores, min(k, scores.shape[1]))
-    return classes, values
+    return classes, values, optax.softmax_cross_entropy_with_integer_labels(scores, truth)
 
 
 def answer_metrics(

@@ -67,6 +67,7 @@ METRICS: dict[str, Metric] = {
     "answers/frequent_accuracy": _percent("most frequent answer accuracy"),
     r"answers/frequent_accuracy_(.+)": _percent(r"most frequent answer accuracy, \1"),
     "answers/answerable": _percent("answerable questions"),
+    "answers/nll": Metric("answer negative log-likelihood", "lower"),
     "answers/(num|skipped)_questions": _count(r"\1 questions"),
     "multiple_choice/match_accuracy": _percent(
         "multiple choice by VTM", "multiple_choice/chance_accuracy", is_main=True
@@ -77,6 +78,19 @@ METRICS: dict[str, Metric] = {
     r"multiple_choice/match_accuracy_(.+)": _percent(r"multiple choice by VTM, \1"),
     r"multiple_choice/mcm_accuracy_(.+)": _percent(r"multiple choice by MCM, \1"),
     "multiple_choice/chance_accuracy": _percent("multiple choice by chance"),
+    "multiple_choice/match_nll": Metric(
+        "multiple choice by VTM, negative log-likelihood",
+        "lower",
+        chance="multiple_choice/chance_nll",
+    ),
+    "multiple_choice/mcm_nll": Metric(
+        "multiple choice by MCM, negative log-likelihood",
+        "lower",
+        chance="multiple_choice/chance_nll",
+    ),
+    "multiple_choice/chance_nll": Metric(
+        "multiple choice by chance, negative log-likelihood", "lower"
+    ),
     "multiple_choice/(num|skipped|cut)_questions": _count(r"\1 questions"),
     "labels/map": _percent("label mAP", "labels/chance_map", is_main=True),
     "labels/chance_map": _percent("label chance mAP"),

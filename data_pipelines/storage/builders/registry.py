@@ -32,6 +32,7 @@ PUBLISHED = {
 }
 BUILDERS = {
     "shapes": "data_pipelines.storage.builders.shapes:Shapes",
+    "shapes_3": "data_pipelines.storage.builders.shapes:Shapes3",
     "emojivid": "data_pipelines.storage.builders.emojivid:EmojiVid",
     "easy_vqa": "data_pipelines.storage.builders.easy_vqa:EasyVqa",
     "manifest": "data_pipelines.storage.builders.manifest:Manifest",

@@ -3,13 +3,14 @@
 It needs no download, and everything that captions, questions and labels say is true by
 construction. The two directions are told apart by their order only: a clip played backwards
 shows another motion. The splits hold out combinations of attributes, never single attributes.
+With several objects a caption has a sentence for each: long texts, of which every word counts.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -80,11 +81,18 @@ class Shapes(base.VideoTextBuilder):
         num_val: int = 128,
         num_test: int = 128,
         frame_size: int = 64,
+        num_objects: int = 1,
         seed: int = 0,
         **kwargs,
     ):
-        """Take sizes; `num_val` and `num_test` are also the numbers of held-out combinations."""
+        """Take sizes; `num_val` and `num_test` are also the numbers of held-out combinations.
+
+        `num_objects` move in each clip; the questions are asked of a single one only.
+        """
         super().__init__(**kwargs)
+        if num_objects < 1:
+            raise UserError(f"shapes: num_objects={num_objects} is less than 1")
+        self.num_objects = num_objects
         self.num_clips = {"train": num_train, "val": num_val, "test": num_test}
         self.frame_size = frame_size
         self.seed = seed
@@ -102,14 +110,25 @@ class Shapes(base.VideoTextBuilder):
         """Draws a clip; test and val have one clip of each held-out combination."""
         split, index = task.path.split("/")
         combinations = self._combinations(split)
-        combination = combinations[int(index) % len(combinations)]
         # A generator for each clip: any process draws any clip, alone and alike.
         rng = np.random.default_rng((self.seed, SPLIT_CODES[split], int(index)))
-        return make_example(combination, split, int(index), self.frame_size, rng)
+        others = rng.integers(len(combinations), size=self.num_objects - 1)
+        objects = [combinations[i] for i in (int(index) % len(combinations), *others)]
+        return make_example(objects, split, int(index), self.frame_size, rng)
 
     def _combinations(self, split: str) -> list[Combination]:
         held_out = self.num_clips["test"], self.num_clips["val"]
         return split_combinations(*held_out, self.seed)[split]
+
+
+class Shapes3(Shapes):
+    """Clips of three shapes, each with a sentence of the caption."""
+
+    name = "shapes_3"
+
+    def __init__(self, *, num_objects: int = 3, **kwargs):
+        """See `Shapes`."""
+        super().__init__(num_objects=num_objects, **kwargs)
 
 
 @functools.cache
@@ -138,20 +157,24 @@ def split_combinations(num_test: int, num_val: int, seed: int) -> dict[str, list
 
 
 def make_example(
-    combination: Combination, split: str, index: int, frame_size: int, rng: np.random.Generator
+    objects: Sequence[Combination],
+    split: str,
+    index: int,
+    frame_size: int,
+    rng: np.random.Generator,
 ) -> Example:
-    """Draw one clip, with its captions, questions and labels."""
-    frames = render_clip(combination, frame_size, rng)
-    words = dataclasses.asdict(combination)
+    """Draw one clip, with its captions, labels, and the questions about a single object."""
+    frames = render_clip(objects, frame_size, rng)
+    words = [dataclasses.asdict(one) for one in objects]
     templates = TEMPLATES if split == "train" else TEMPLATES[:1]
     return Example(
         media=encode_video(frames, FPS),
         media_type="video",
-        captions=[template.format(**words) for template in templates],
-        match_id=str(combination),
+        captions=["; ".join(template.format(**one) for one in words) for template in templates],
+        match_id="+".join(map(str, objects)),
         source=f"shapes/{split}/{index}",
-        questions=make_questions(combination),
-        labels=sorted(set(words.values())),
+        questions=make_questions(objects[0]) if len(objects) == 1 else [],
+        labels=sorted({word for one in words for word in one.values()}),
     )
 
 
@@ -169,17 +192,25 @@ def make_questions(combination: Combination) -> list[Question]:
 
 
 def render_clip(
-    combination: Combination, frame_size: int, rng: np.random.Generator
+    objects: Sequence[Combination], frame_size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Draw the frames of a clip; `rng` sets path, background and a slight change of size."""
-    radius = frame_size * RADII[combination.size] * rng.uniform(0.92, 1.08)
-    centers = make_path(combination, frame_size, radius, rng)
+    """Draw the frames of a clip; `rng` sets paths, background and a slight change of sizes.
+
+    Later objects cover earlier ones.
+    """
+    paths = []
+    for one in objects:
+        radius = frame_size * RADII[one.size] * rng.uniform(0.92, 1.08)
+        paths.append((radius, make_path(one, frame_size, radius, rng)))
     background = make_background(frame_size, rng)
-    color = np.asarray(COLORS[combination.color], np.float32)
     frames = np.empty((NUM_FRAMES, frame_size, frame_size, 3), np.uint8)
-    for frame, center in zip(frames, centers, strict=True):
-        cover = shape_cover(combination.shape, center, radius, frame_size)[..., None]
-        frame[:] = np.rint(background + cover * (color - background))
+    for number, frame in enumerate(frames):
+        picture = background
+        for one, (radius, centers) in zip(objects, paths, strict=True):
+            color = np.asarray(COLORS[one.color], np.float32)
+            cover = shape_cover(one.shape, centers[number], radius, frame_size)[..., None]
+            picture = picture + cover * (color - picture)
+        frame[:] = np.rint(picture)
     return frames
 
 

@@ -14,7 +14,7 @@ def splits():
 
 
 def example_of(combination, seed=0):
-    return shapes.make_example(combination, "test", 0, 64, np.random.default_rng(seed))
+    return shapes.make_example([combination], "test", 0, 64, np.random.default_rng(seed))
 
 
 def saturated(frames, combination):
@@ -122,6 +122,27 @@ def test_annotations_agree(splits):
     assert {kind: answers[kind] for kind in words} == words
     assert set(example.labels) == set(answers.values())
     assert example.match_id == str(combination) and len(example.captions) == 1
+
+
+def test_several_objects(splits, tmp_path):
+    """Each is seen in its color and has its sentence."""
+    red, blue = (next(x for x in splits["train"] if x.color == c) for c in ("red", "blue"))
+    example = shapes.make_example([red, blue], "test", 0, 64, np.random.default_rng(0))
+    first, second = example.captions[0].split("; ")
+    assert [first] == example_of(red).captions and [second] == example_of(blue).captions
+    assert example.match_id == f"{red}+{blue}" and not example.questions
+    frames = decode.decode_frames(example.media, np.arange(16) / 8).astype(np.float32)
+    for color in ("red", "blue"):
+        away = np.abs(frames - shapes.COLORS[color]).sum(-1)
+        assert (away < 120).any(axis=(1, 2)).mean() > 0.8, "but where another covers it"
+
+    builder = shapes.Shapes3(data_dir=tmp_path, num_train=4, num_val=2, frame_size=32)
+    tasks = list(builder.examples()["train"])
+    loaded = [builder.load(task) for task in tasks]
+    assert all(len(example.captions[0].split("; ")) == 3 for example in loaded)
+    assert loaded == [builder.load(task) for task in tasks]
+    with pytest.raises(ValueError, match="num_objects=0"):
+        shapes.Shapes(data_dir=tmp_path, num_objects=0)
 
 
 def test_too_many_held_out_combinations_raise():

@@ -112,12 +112,14 @@ def test_a_misspelled_data_set_shows_before_another_is_generated(run_tiny, tmp_p
     assert not (tmp_path / "data").exists()
 
 
-def test_evaluation_follows_the_training_data(tiny_config, capsys):
+def test_evaluation_follows_the_training_data(tiny_config, tmp_path, capsys):
     """By default it is of the same data set; another one is used, and said."""
-    config = with_sources(override(tiny_config, {"data.eval.name": ""}))
+    for name in ("shapes", "twin"):
+        shutil.copytree(Path(tiny_config.data.data_dir) / "shapes", tmp_path / name)
+    own = override(tiny_config, {"data.eval.name": "", "data.data_dir": str(tmp_path)})
+    config = with_sources(own)
     assert config.data.eval.name == "shapes" and not capsys.readouterr().out
     twin = dataclasses.replace(config.data.eval, name="twin")
-    shutil.copytree(Path(config.data.data_dir) / "shapes", Path(config.data.data_dir) / "twin")
     with_sources(override(config, {"data.eval": twin}))
     assert capsys.readouterr().out == "note: training on shapes, evaluation on twin\n"
 

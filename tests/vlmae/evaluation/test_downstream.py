@@ -259,7 +259,7 @@ def answered():
 
 def test_answers_are_those_of_each_question_alone(answered):
     (result, other), logits, rows = answered
-    assert result.metrics == other.metrics
+    assert result.metrics == pytest.approx(other.metrics)
     assert all(metric_of(f"answers/{name}") for name in result.metrics), "all are registered"
     questions = make_questions()
     assert [item["question"] for item in result.predictions] == [f"question {i}" for i in rows]
@@ -281,6 +281,10 @@ def test_answers_are_those_of_each_question_alone(answered):
     assert metrics["frequent_accuracy"] == pytest.approx(100 * 4 / 8)
     assert metrics["frequent_accuracy_color"] == pytest.approx(100 * 2 / 4)
     assert metrics["answerable"] == pytest.approx(100 * 6 / 8)
+    known = [(row, questions.answers[r]) for row, r in zip(logits, rows, strict=True)]
+    known = [(row, CLASSES.names.index(a)) for row, a in known if a in CLASSES.names]
+    nll = [np.log(np.exp(row).sum()) - row[number] for row, number in known]
+    assert metrics["nll"] == pytest.approx(np.mean(nll), rel=1e-4)
     assert (metrics["num_questions"], metrics["skipped_questions"]) == (8, 1)
     table = format_answers(metrics).splitlines()
     assert table[0].endswith("| all | color | way |")
@@ -308,7 +312,10 @@ def test_each_question_reads_its_own_clip():
     texts = take_texts(questions.texts, np.flatnonzero(keep))
     mesh, questions = make_mesh(MeshConfig(data=1), jax.devices()[:1]), Questions(texts, (), ())
     context, method = EvalContext(build_model(ANSWER), {}, mesh, 3), functools.partial(given_clip)
-    _, clip = question_answering.score_questions(context, method, questions, clips, top_k=1)
+    truth = np.zeros(len(texts.rows), np.int32)
+    _, clip, _ = question_answering.score_questions(
+        context, method, questions, truth, clips, top_k=1
+    )
     np.testing.assert_array_equal(clip[:, 0], texts.rows)
 
 
@@ -317,8 +324,9 @@ def test_questions_about_a_bad_clip_are_skipped_though_its_twin_is_good(monkeypa
     usable = np.delete(np.arange(6), 3)
     clips, data = Encoded(None, None, MEDIA_IDS[usable], usable), Clips(make_questions())
 
-    def scores(context, method, questions, clips, top_k):
-        return np.full((len(questions.answers), 1), 2), np.ones((len(questions.answers), 1))
+    def scores(context, method, questions, truth, clips, top_k):
+        count = len(questions.answers)
+        return np.full((count, 1), 2), np.ones((count, 1)), np.ones(count)
 
     monkeypatch.setattr(question_answering, "score_questions", scores)
     context = EvalContext(build_model(ANSWER), {}, make_mesh(MeshConfig()), 3)

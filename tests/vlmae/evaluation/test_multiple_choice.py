@@ -186,12 +186,13 @@ def test_accuracy_from_single_pairs(kind):
 
         return model.apply({"params": params}, method=run)
 
-    right = []
+    right, nll = [], []
     asked = zip(*questions[:3], given.rows[usable], result.predictions, strict=True)
     for ids, mask, answer, clip, said in asked:
         options = Caption(ids[None], mask[None])
         match, mcm = score(params, options, CLIPS.video[clip : clip + 1])
         right.append([np.argmax(match) == answer, np.argmax(mcm) == answer])
+        nll.append([np.log(np.exp(np.ravel(x)).sum()) - np.ravel(x)[answer] for x in (match, mcm)])
         # Each twin of one id has a question of its own.
         chosen = {"match": np.argmax(match), "mcm": np.argmax(mcm)}
         assert (said["clip"], said["chosen"]) == (f"clip {clip}", chosen)
@@ -201,8 +202,12 @@ def test_accuracy_from_single_pairs(kind):
     accuracy = 100 * np.mean(right, axis=0)
     assert actual["match_accuracy"] == pytest.approx(accuracy[0])
     assert actual["mcm_accuracy"] == pytest.approx(accuracy[1])
+    of_heads = [actual["match_nll"], actual["mcm_nll"]]
+    np.testing.assert_allclose(of_heads, np.mean(nll, axis=0), rtol=1e-4)
     assert actual["num_questions"] == len(usable) == 10
     assert actual["chance_accuracy"] == pytest.approx(100 / 3)
+    assert actual["chance_nll"] == pytest.approx(np.log(3))
+    assert all(metric_of(f"multiple_choice/{name}") for name in actual), "all are registered"
 
 
 def test_too_few_captions():
@@ -273,6 +278,9 @@ def test_an_absent_option_is_never_chosen(monkeypatch):
     assert [item["chosen"]["match"] for item in result.predictions] == right.tolist()
     assert result.metrics["match_accuracy"] == 100
     assert result.metrics["chance_accuracy"] == pytest.approx(100 * (1 / 3 + 1 / 2 + 1 / 3 + 1) / 4)
+    there = [row[: 3 - absent] for row, absent in zip(scores, (0, 1, 0, 2), strict=True)]
+    nll = [np.log(np.exp(x).sum()) - x[i] for x, i in zip(there, right, strict=True)]
+    assert result.metrics["match_nll"] == pytest.approx(np.mean(nll))
 
 
 def given_clip(model: VideoLanguageModel, video: jax.Array, options: Caption) -> jax.Array:

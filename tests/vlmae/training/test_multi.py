@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +21,10 @@ MULTI = (
 )
 
 
-def test_a_run_with_all_of_multi(run_tiny, capsys):
-    code, err, workdir = run_tiny(*MULTI)
+def test_a_run_with_all_of_multi(run_tiny, tiny_data_dir, tmp_path, capsys):
+    data_dir = shutil.copytree(tiny_data_dir, tmp_path / "data")
+    flags = (*MULTI, "--data.data-dir", str(data_dir))
+    code, err, workdir = run_tiny(*flags)
     assert (code, "rror" in err) == (0, False), err
     lines = [line for line in read_metrics(workdir) if "loss/total" in line]
     assert len(lines) == 8
@@ -38,7 +39,7 @@ def test_a_run_with_all_of_multi(run_tiny, capsys):
     assert config["objectives"]["mcm_template_ids"].count(-1) == 4
     final = json.loads((workdir / "result.json").read_text())["metrics"]
 
-    code, err, _ = run_tiny(*MULTI)  # complete: restored with its frozen parameters, evaluated
+    code, err, _ = run_tiny(*flags)  # complete: restored with its frozen parameters, evaluated
     assert code == 0, err
     assert json.loads((workdir / "result.json").read_text())["metrics"] == final
     [reranked] = evaluate_workdir(workdir, rerank_top_k=4, choices=4).values()
@@ -57,7 +58,6 @@ def test_a_run_with_all_of_multi(run_tiny, capsys):
             "temperature_split: val"
             in (workdir / f"evaluation_{split}" / "retrieval.md").read_text()
         )
-    data_dir = Path(config["data"]["data_dir"])
     shutil.copytree(data_dir / "shapes", data_dir / "twin")
     [other] = evaluate_workdir(workdir, data="twin").values()
     assert other == pytest.approx(final)
