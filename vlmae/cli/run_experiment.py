@@ -36,6 +36,7 @@ from vlmae.runs.owner import own
 from vlmae.runs.result import write_result
 from vlmae.runs.workdir import DataState, check_data, check_workdir, has_checkpoint, note_data
 from vlmae.training.operations import describe_saving
+from vlmae.training.source_model import with_source_model
 from vlmae.training.train import train
 from vlmae.weights.huggingface import find
 
@@ -165,7 +166,7 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer, Clas
     check_open_files(config.data.num_workers)
     config = with_sources(config)
     # Before the vocabulary is read, since it may come with the initial parameters.
-    config = with_source_tokenizer(config)
+    config = with_source_tokenizer(with_source_model(config))
     tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
     config = with_vocabulary(config, tokenizer)
     return with_classes(config, classes) if classes else config, tokenizer, classes

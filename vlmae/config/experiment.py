@@ -243,6 +243,9 @@ class TrainConfig(Checked):
     starts at step 0."""
     init: InitConfig = InitConfig()
     """Published weights for single encoders, instead of `init_from`."""
+    init_differs: tuple[str, ...] = ()
+    """Fields that are meant to differ from those of the source, though no shape shows them, such as
+    model.video.layout.eps; others are taken over (the layout) or refused."""
 
     def check_together(self) -> None:
         """Check that initial parameters come from one place, and that phases fill the steps."""

@@ -1,5 +1,6 @@
 """Initial parameters of a new run: from another run or from published weights, resized to fit."""
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -16,39 +17,62 @@ from vlmae.parallel.sharding import path_name
 from vlmae.runs.checkpoint import load_params
 from vlmae.weights.huggingface import load_published, merge_trees
 
+# Parts of the model that published weights of an encoder are asked for: a misfit there is an error.
+ASKED = {"video": ("video_encoder/",), "text": ("text_encoder/", "fusion/")}
 
-def initial_params(config: ExperimentConfig, params: PyTree) -> tuple[PyTree, str]:
-    """Load `train.init_from` or `train.init` into new parameters, if the config sets one.
 
-    Returns:
-      The parameters, and a report of every loaded name; empty if nothing is loaded.
+class Source(NamedTuple):
+    """Parameters to start from, read but not yet put into a model."""
+
+    params: PyTree  # host arrays
+    title: str
+    asked: tuple[str, ...]  # beginnings of the names that must fit
+    unused: list[str]  # tensors that no model of ours has
+
+
+def read_initial(config: ExperimentConfig) -> Source | None:
+    """Read `train.init_from` or `train.init`; None if the config sets neither.
+
+    This is to be called before anything is compiled: a misfit of the config shows here.
 
     Raises:
-      MissingError, UserError: the source does not exist, or does not fit.
+      MissingError, UserError: the source does not exist, is damaged, or has another config.
     """
     train = config.train
     if train.init_from:
         # Parameters alone: moments and step belong to another schedule.
-        source, step = load_params(Path(train.init_from).expanduser())
-        merged, report = merge_params(params, source)
-        return merged, f"from step {step} of {train.init_from}: {report}"
+        params, step = load_params(Path(train.init_from).expanduser())
+        return Source(params, f"step {step} of {train.init_from}", (), [])
     names = {part: name for part, name in asdict(train.init).items() if name}
-    return _published_params(config, params, names) if names else (params, "")
+    if not names:
+        return None
+    reads = {
+        part: load_published(name, part, config.model, train.init_differs)
+        for part, name in names.items()
+    }
+    return Source(
+        merge_trees([read.params for read in reads.values()]),
+        ", ".join(f"{part} of {name}" for part, name in names.items()),
+        sum((ASKED[part] for part in names), ()),
+        [f"{name} of {names[part]}" for part, read in reads.items() for name in read.unused],
+    )
 
 
-def _published_params(
-    config: ExperimentConfig, params: PyTree, names: dict[str, str]
-) -> tuple[PyTree, str]:
-    """Load published weights of one or both encoders; any other shape is an error here."""
-    # Both are read before anything is merged: an encoder that does not fit stops it at once.
-    reads = {part: load_published(name, part, config.model) for part, name in names.items()}
-    merged, report = merge_params(params, merge_trees([read.params for read in reads.values()]))
-    sources = ", ".join(f"{part} of {name}" for part, name in names.items())
-    if report.mismatched:
-        raise UserError(f"{sources} does not fit the model:\n  " + "\n  ".join(report.mismatched))
-    for part, read in reads.items():
-        report.unused.extend(f"{name} of {names[part]}" for name in read.unused)
-    return merged, f"from {sources}: {report}"
+def take_initial(source: Source, params: PyTree) -> tuple[PyTree, str]:
+    """Put parameters into those of a new model; what does not fit keeps its initial values.
+
+    Returns:
+      The parameters, and a report of every loaded name.
+
+    Raises:
+      UserError: a part that published weights were asked for has another shape.
+    """
+    merged, report = merge_params(params, source.params)
+    wrong = [entry for entry in report.mismatched if entry.startswith(source.asked)]
+    if source.asked and wrong:
+        raise UserError(f"{source.title} does not fit the model:\n  " + "\n  ".join(wrong))
+    report.unused.extend(source.unused)
+    return merged, f"from {source.title}: {report}"
 
 
 class LoadReport(NamedTuple):
@@ -62,8 +86,14 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} parameters"]
-        for name in ("resized", "missing", "unused", "mismatched"):
+        for name in ("resized", "missing", "unused"):
             lines += [f"  {name}: {entry}" for entry in getattr(self, name)]
+        for part, entries in itertools.groupby(
+            sorted(self.mismatched), lambda entry: entry.split("/")[0]
+        ):
+            first, *others = entries
+            more = f", and {len(others)} more of {part}" if others else ""
+            lines.append(f"  left out, of another shape: {first}{more}")
         return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ from vlmae.runs.metric_writer import (
 from vlmae.runs.result import forget_result
 from vlmae.runs.workdir import check_workdir, write_run_metadata
 from vlmae.training.compiled_step import CompiledStep, Trace, TracedStep
-from vlmae.training.init_weights import initial_params
+from vlmae.training.init_weights import read_initial, take_initial
 from vlmae.training.read_ahead import ReadAhead
 from vlmae.training.recovery import (
     Evaluate,
@@ -87,7 +87,7 @@ def start_state(
 
     Raises:
       UserError: the checkpoint has other shapes, is damaged, or lies beyond the last step; see
-        also `initial_params` and `branch_off`.
+        also `read_initial`, `take_initial` and `branch_off`.
     """
     init = make_init(config)
     abstract = jax.eval_shape(init, 0)  # shapes only: a checkpoint is read straight into shards
@@ -109,10 +109,12 @@ def start_state(
         return state, ""
     if config.train.init_step:
         return branch_off(config, sharded)
+    source = read_initial(config)
     state = jax.jit(init, out_shardings=shardings)(config.seed)
-    params, report = initial_params(config, state.params)
-    if report:
-        print_on_main_process(report)
+    if source is None:
+        return state, ""
+    params, report = take_initial(source, state.params)
+    print_on_main_process(report)
     return state.replace(params=params), report
 
 

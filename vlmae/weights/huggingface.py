@@ -4,7 +4,7 @@ Tensors are read from safetensors files alone. Pickle files are never opened.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,13 +118,14 @@ def _named(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: a field is of another type: {error}") from error
 
 
-def load_published(source: str, part: str, model: ModelConfig) -> Read:
+def load_published(source: str, part: str, model: ModelConfig, meant: Collection[str] = ()) -> Read:
     """Read the parameters of `model` that a published encoder has.
 
     Args:
       source: a folder or hub name.
       part: "text" or "video".
       model: the config, which must be of the same layout; it may have fewer layers.
+      meant: fields that may differ, such as "model.video.layout.eps".
 
     Raises:
       UserError: as `open_published` and `read_folder`; or the config does not fit: lists each
@@ -134,7 +135,8 @@ def load_published(source: str, part: str, model: ModelConfig) -> Read:
     published = open_published(source)
     if published.family.part != part:
         raise UserError(f"{published.folder} is no {part} encoder but {published.model_type}")
-    wrong = list(differences(published.fields, getattr(model, part)))
+    found = differences(published.fields, getattr(model, part))
+    wrong = [line for line in found if f"model.{part}.{line.split()[0]}" not in meant]
     if wrong:
         lines = "\n".join(f"  model.{part}.{line}" for line in wrong)
         raise UserError(f"the config does not fit {published.folder}:\n{lines}")

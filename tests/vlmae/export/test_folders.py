@@ -34,7 +34,7 @@ from vlmae.models.video_language import build_model
 from vlmae.runs.atomic_files import new_folder
 from vlmae.runs.checkpoint import load_params
 from vlmae.runs.load import load_run, tokenizer_of
-from vlmae.training.init_weights import initial_params
+from vlmae.training.init_weights import read_initial, take_initial
 from vlmae.weights import export_format
 from vlmae.weights.export_format import load_export
 from vlmae.weights.torch_names import from_torch, to_torch
@@ -104,7 +104,7 @@ def test_the_way_back_is_equal_bit_for_bit(workdir, folder):
     new = override(config, {"train.init_from": str(folder)})
     assert with_source_tokenizer(new).data.tokenizer == str(folder)
     start = jax.tree.map(jnp.asarray, run_params(new, seed=3))
-    merged, report = initial_params(new, start)
+    merged, report = take_initial(read_initial(new), start)
     assert report.startswith(f"from step 7 of {folder}: loaded {len(jax.tree.leaves(start))} ")
     jax.tree.map(np.testing.assert_array_equal, merged, expected)
 

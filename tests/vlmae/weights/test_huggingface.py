@@ -26,7 +26,7 @@ from vlmae.config.model import (
 )
 from vlmae.config.tree import override
 from vlmae.models.video_language import build_model
-from vlmae.training.init_weights import fit_positions, initial_params
+from vlmae.training.init_weights import fit_positions, read_initial, take_initial
 from vlmae.weights.command import as_python
 from vlmae.weights.families import FAMILIES
 from vlmae.weights.huggingface import load_published, merge_trees, open_published, read_folder
@@ -72,7 +72,7 @@ def test_a_run_starts_from_published_weights(vit):
     """One block fewer, another grid: what is left out and resized is named."""
     config = override(config_of(vit[1]), {"model.video.depth": 1})
     params = init_params(build_model(config), random_batch(), config.objectives)
-    merged, report = initial_params(config, params)
+    merged, report = take_initial(read_initial(config), params)
     assert f"from video of {vit[1]}: loaded 21 parameters" in report
     assert "resized: video_encoder/positions: (26, 16) in the source, (17, 16)" in report
     assert f"unused: encoder.layer.1.output.dense.bias of {vit[1]}" in report
@@ -253,10 +253,26 @@ def test_a_tensor_of_another_shape_is_refused(copied):
     del tensors["layernorm.weight"]
     save_file(tensors, copied / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"video_encoder/norm/bias: \(5,\) in the source, \(16,\)"):
-        initial_params(config, params)
+        take_initial(read_initial(config), params)
 
 
 # --- what may differ between files
+
+
+def test_what_was_not_asked_for_may_not_fit(tmp_path):
+    """MAE's folder has a decoder, too; ours is smaller, and keeps its initial values."""
+    hf = transformers.ViTMAEConfig(
+        **VIT, decoder_hidden_size=24, decoder_num_hidden_layers=1, decoder_num_attention_heads=2
+    )
+    transformers.ViTMAEForPreTraining(hf).save_pretrained(tmp_path)
+    config = override(config_of(tmp_path), {"objectives.mvm": 1.0})
+    params = init_params(build_model(config), random_batch(), config.objectives)
+    merged, report = take_initial(read_initial(config), params)
+    left_out = [line for line in report.splitlines() if "left out" in line]
+    assert len(left_out) == 1 and "more of pixel_decoder" in left_out[0]
+    kept = jax.tree.map(np.array_equal, merged["pixel_decoder"], params["pixel_decoder"])
+    assert all(jax.tree.leaves(kept))
+    assert not np.array_equal(*(x["video_encoder"]["norm"]["scale"] for x in (merged, params)))
 
 
 def test_half_precision_and_shards_are_read(vit, tmp_path):
