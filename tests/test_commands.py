@@ -104,8 +104,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real_cli = tyro.cli
 
     def run(command, sweeps):
-        if command.sweep and not PLACEHOLDER.fullmatch(command.sweep):
-            choose_sweeps(sweeps, command.sweep)
+        choose_sweeps(sweeps, [x for x in command.sweep if not PLACEHOLDER.fullmatch(x)])
         raise Parsed
 
     def cli(target, *args, **kwargs):

@@ -22,7 +22,7 @@ from experiments.benchmarks.report import print_report, write_report
 from vlmae.config.tree import override
 from vlmae.parallel.malloc import keep_freed_memory
 from vlmae.runs.tables import markdown_table
-from vlmae.training.step import abstract_batch, make_init, make_step
+from vlmae.training.step import abstract_batch, make_init, make_step, run_values
 
 VARIANTS: dict[str, dict[str, Any]] = {"dense": {}, "masked": MASKED, "SMAUG": FULL}
 
@@ -39,7 +39,9 @@ def measure(size: Size, variant: str, frames: int, batch_size: int) -> dict[str,
     init.lower(0).compile()
     times.append(time.perf_counter())
     state = jax.eval_shape(init, 0)
-    lowered = make_step(config, mesh, state).lower(state, abstract_batch(config))
+    lowered = make_step(config, mesh, state).lower(
+        state, abstract_batch(config), run_values(config)
+    )
     times.append(time.perf_counter())
     lowered.compile()
     times.append(time.perf_counter())

@@ -31,7 +31,14 @@ from vlmae.config.tree import override
 from vlmae.parallel.malloc import keep_freed_memory
 from vlmae.parallel.sharding import make_mesh, put_batch
 from vlmae.runs.tables import markdown_table
-from vlmae.training.step import abstract_batch, make_init, make_step, random_batch
+from vlmae.training.step import (
+    RunValues,
+    abstract_batch,
+    make_init,
+    make_step,
+    random_batch,
+    run_values,
+)
 
 Size = Literal["S", "B"]
 WIDTHS = {"S": 384, "B": 768}
@@ -76,6 +83,7 @@ class Program(NamedTuple):
     """A compiled training step with the figures of the compiler."""
 
     run: Callable
+    values: RunValues  # third input of `run`
     init: Callable
     flops: float  # of a step
     temporary_bytes: int
@@ -116,9 +124,11 @@ def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch
     init = jax.jit(make_init(config))
     state = jax.eval_shape(init, 0)
     start = time.perf_counter()
-    program = make_step(config, mesh, state).lower(state, batch).compile()
+    values = run_values(config)
+    program = make_step(config, mesh, state).lower(state, batch, values).compile()
     return Program(
         run=program,
+        values=values,
         init=init,
         flops=program.cost_analysis()["flops"],
         temporary_bytes=program.memory_analysis().temp_size_in_bytes,
@@ -128,9 +138,9 @@ def compile_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, batch: Batch
 
 def time_step(program: Program, batch: Batch) -> float:
     """Measure the second step from a fresh state, in seconds; the first one allocates memory."""
-    state = jax.block_until_ready(program.run(program.init(0), batch)[0])
+    state = jax.block_until_ready(program.run(program.init(0), batch, program.values)[0])
     start = time.perf_counter()
-    jax.block_until_ready(program.run(state, batch))
+    jax.block_until_ready(program.run(state, batch, program.values))
     return time.perf_counter() - start
 
 

@@ -28,7 +28,7 @@ from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.training.batch_size import program_bytes, try_batch
 from vlmae.training.operations import trace_gradients
-from vlmae.training.step import abstract_batch, make_init, make_step, sharded_init
+from vlmae.training.step import abstract_batch, make_init, make_step, run_values, sharded_init
 from vlmae.training.step_cost import count_flops, sum_flops
 
 GIB = 2**30
@@ -136,8 +136,8 @@ def compile_line(task: Task, line: str) -> tuple[Any, ...]:
     config, mesh = task.config(line), one_device()
     batch, init = noise_on(mesh, config), jax.jit(make_init(config))
     start, state = time.perf_counter(), jax.eval_shape(init, 0)
-    program = make_step(config, mesh, state).lower(state, batch).compile()
-    return config, batch, init, program, time.perf_counter() - start
+    lowered = make_step(config, mesh, state).lower(state, batch, run_values(config))
+    return config, batch, init, lowered.compile(), time.perf_counter() - start
 
 
 def compiled_lines(task: Task, lines: tuple[str, ...]) -> Iterator[tuple[str, tuple]]:
@@ -166,8 +166,10 @@ def ours(task: Task, lines: tuple[str, ...]) -> None:
             continue
         held: list[Any] = [init(0), None]
 
-        def run(held: list = held, program: Callable = program, batch: Any = batch) -> None:
-            held[:] = program(held[0], batch)
+        inputs = batch, run_values(config)
+
+        def run(held: list = held, program: Callable = program, inputs: Any = inputs) -> None:
+            held[:] = program(held[0], *inputs)
 
         def wait(held: list = held) -> None:
             jax.block_until_ready(held)

@@ -185,7 +185,7 @@ class OurSide(Side):
 
     def step(self) -> None:
         """Run one step."""
-        self.state, metrics = self.program.run(self.state, self.batch)
+        self.state, metrics = self.program.run(self.state, self.batch, self.program.values)
         jax.block_until_ready((self.state, metrics))
 
     def device_bytes(self) -> int:

@@ -12,7 +12,7 @@ from experiments.benchmarks.cost import one_device
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.ops.multiple_choice import SLOT
-from vlmae.training.step import make_init, make_step
+from vlmae.training.step import make_init, make_step, run_values
 
 GetConfig = Callable[[], ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,7 @@ def filled(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def step_of(config: ExperimentConfig) -> tuple[Callable, PyTree]:
-    """The training step of a config, jitted for one device, and the shapes of its state."""
+    """The training step of a config as (state, batch), for one device, and its state's shapes."""
     state = jax.eval_shape(make_init(config), 0)
-    return make_step(config, one_device(), state), state
+    step, values = make_step(config, one_device(), state), run_values(config)
+    return jax.jit(lambda state, batch: step(state, batch, values)), state

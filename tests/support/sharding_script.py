@@ -42,7 +42,7 @@ from vlmae.runs.inference import EvalContext
 from vlmae.runs.workdir import write_run_metadata
 from vlmae.training.gradients import make_gradients
 from vlmae.training.objectives import compute_losses
-from vlmae.training.step import TrainState, make_checked_mesh, make_init, make_step
+from vlmae.training.step import TrainState, make_checked_mesh, make_init, make_step, run_values
 from vlmae.training.step_cost import collective_bytes
 
 MESHES = {
@@ -91,10 +91,10 @@ def run(
     shardings = state_shardings(jax.eval_shape(init, 0), mesh)
     with jax.set_mesh(mesh), train_batches(config.data, 0, seed=config.seed) as batches:
         state = jax.jit(init, out_shardings=shardings)(config.seed)
-        step = make_step(config, mesh, state)
+        step, values = make_step(config, mesh, state), run_values(config)
         history = []
         for _ in range(STEPS):
-            state, metrics = step(state, put_batch(next(batches), mesh))
+            state, metrics = step(state, put_batch(next(batches), mesh), values)
             history.append(jax.tree.map(float, jax.device_get(metrics)))
         result = evaluate(config, state.params, mesh, data) if data else {}
         with Checkpoints(workdir) as checkpoints:
@@ -136,7 +136,7 @@ def network_bytes(config: ExperimentConfig, mesh: jax.sharding.Mesh, rows: int) 
     config, init = override(config, changes), make_init(config)
     with jax.set_mesh(mesh), train_batches(config.data, 0, seed=0) as batches:
         state, batch = jax.eval_shape(init, 0), put_batch(next(batches), mesh)
-        program = make_step(config, mesh, state).lower(state, batch).compile()
+        program = make_step(config, mesh, state).lower(state, batch, run_values(config)).compile()
     return sum(collective_bytes(program.as_text()).values())
 
 

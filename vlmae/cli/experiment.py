@@ -19,6 +19,7 @@ from vlmae.launching.sweep_plan import (
     COMPLETE,
     Sweep,
     SweepRun,
+    check_typed,
     choose_sweeps,
     format_runs,
     overruled_flags,
@@ -27,6 +28,7 @@ from vlmae.launching.sweep_plan import (
     run_state,
 )
 from vlmae.launching.sweep_run import errors_recorded, run_all
+from vlmae.parallel.compile_cache import share_programs
 from vlmae.parallel.exit_codes import raise_at_ctrl_c
 from vlmae.parallel.gpu_settings import take_gpu_memory
 from vlmae.parallel.malloc import keep_freed_memory
@@ -122,6 +124,7 @@ def run_here(command: Command, run: SweepRun | None = None) -> None:
     workdir = run.workdir if run else command.root
     if run:
         workdir.mkdir(parents=True, exist_ok=True)  # a refused config leaves its error there
+        share_programs(command.root / "programs")
     # Around everything: a run of a sweep has no terminal that anyone reads.
     with errors_recorded(workdir):
         is_back = command.resume_step is not None
@@ -141,6 +144,7 @@ def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> int:
     """
     # Planned before anything starts: a sweep that contradicts itself is refused as a whole.
     runs = plan_runs(choose_sweeps(sweeps, command.sweep), command.root)
+    check_typed(command.config, runs, command.sweep)
     chosen = runs if command.index is None else [run_at(runs, command.index)]
     for field in overruled_flags(runs, sys.argv[1:]):
         print(f"note: the sweep sets {field}, so its flag is not used", file=sys.stderr)

@@ -29,9 +29,10 @@ class Command:
     workdir: Path | None = None
     """Folder for config, metrics, checkpoints and results; None is runs/NAME. Each run of a sweep
     has a folder of its own in here, named by the fields that the sweep sets."""
-    sweep: str = ""
-    """Sweeps of this file, separated by commas: runs their product. A field that the sweep sets
-    wins over its flag; all other flags hold for every run."""
+    sweep: tuple[str, ...] = ()
+    """Sweeps of this file by name, and values of fields (seed=0,1,2 optim.learning-rate=1e-4,3e-4):
+    runs their product. A field that a sweep sets wins over its flag; all other flags hold for every
+    run."""
     list_runs: Annotated[Switch, tyro.conf.arg(name="list")] = False
     """Print the runs of the sweep and how far each is, and end."""
     index: int | None = None
@@ -99,7 +100,10 @@ def parse(
         check_config(part)
     check_action(command)
     unswept = "--list" if command.list_runs else "--index" if command.index is not None else ""
-    check(bool(command.sweep) or not unswept, f"{unswept} needs --sweep NAMES; there is: {names}")
+    check(
+        bool(command.sweep) or not unswept,
+        f"{unswept} needs --sweep NAMES, of {names}, or --sweep FIELD=VALUE,VALUE",
+    )
     return command
 
 

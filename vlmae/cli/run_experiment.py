@@ -26,14 +26,17 @@ from data_pipelines.text.tokenize import Tokenizer, load_tokenizer
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.evaluation.evaluate import evaluate, print_tables
+from vlmae.evaluation.evaluators import chosen_evaluators
 from vlmae.ops.multiple_choice import SLOT
 from vlmae.parallel.devices import check_gpus, describe_devices
 from vlmae.parallel.processes import is_main_process, print_on_main_process
+from vlmae.runs.best import best_step, check_metric
 from vlmae.runs.disk import disk_errors_explained
 from vlmae.runs.inference import OnProgress
 from vlmae.runs.load import tokenizer_of
+from vlmae.runs.metric_writer import read_metrics
 from vlmae.runs.owner import own
-from vlmae.runs.result import write_result
+from vlmae.runs.result import last_step, write_result
 from vlmae.runs.workdir import DataState, check_data, check_workdir, has_checkpoint, note_data
 from vlmae.training.operations import describe_saving
 from vlmae.training.source_model import with_source_model
@@ -69,6 +72,7 @@ def run_experiment(
     """
     check_gpus(os.environ)
     print_on_main_process(f"devices: {describe_devices()}")
+    check_metric(config.train.best_metric, chosen_evaluators(config))
     config, tokenizer, classes = resolve(config)
     owned = own(workdir) if is_main_process() else contextlib.nullcontext()
     with disk_errors_explained(workdir), owned:
@@ -89,6 +93,10 @@ def _run_resolved(
         check_data(found, workdir, words_state(*own_words(workdir)))
     # Read before training: a missing evaluation split must not show after the last step.
     data = eval_data(config.data, classes)
+    if config.train.best_metric and config.data.eval.split == "test":
+        print_on_main_process(
+            "note: the best step is chosen on test; --data.eval.split val leaves that unseen"
+        )
 
     def evaluate_params(
         params: PyTree, mesh: jax.sharding.Mesh, on_progress: OnProgress
@@ -111,9 +119,12 @@ def _run_resolved(
 
     result = train(config, workdir, make_batches, evaluate_params, profile, resume_step)
     if is_main_process():
-        written = write_result(workdir, config.train.steps, result, config.data.batch_size)
+        last = max(last_step(read_metrics(workdir)), 1)  # it may have ended early
+        step = best_step(workdir) if config.train.best_metric else last
+        written = write_result(workdir, step, result, config.data.batch_size)
         print_tables(workdir)
-        if saving := describe_saving(config, written["cost"]["total_flops"]):
+        done = override(config, {"train.steps": last})
+        if saving := describe_saving(done, written["cost"]["total_flops"]):
             print(saving)
         print(f"results, metrics and pictures are in {workdir}")
     return result

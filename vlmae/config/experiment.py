@@ -222,6 +222,12 @@ class TrainConfig(Checked):
     processes look at the clock when they log."""
     keep_checkpoints: Size = 2
     """Newest checkpoints that are kept."""
+    best_metric: str = ""
+    """Metric of the evaluations, such as retrieval/t2v_r1, whose best checkpoint is kept beside the
+    newest. The result is then that checkpoint's. Empty: none."""
+    patience: Count = 0
+    """Evaluations in a row without a better `best_metric` after which training ends; 0 never ends
+    early."""
     wandb_project: str = ""
     """Send metrics to this project of Weights & Biases too."""
     max_idle_secs: NonNegative = 1800.0
@@ -260,6 +266,14 @@ class TrainConfig(Checked):
         check(
             self.init_step < self.steps,
             f"--init-step={self.init_step} leaves nothing of --steps={self.steps}",
+        )
+        check(
+            not self.patience or bool(self.best_metric),
+            f"--patience={self.patience} needs --best-metric",
+        )
+        check(
+            not self.best_metric or self.eval_every_steps > 0,
+            f"--best-metric={self.best_metric} needs --eval-every-steps above 0",
         )
         shares = [phase.share for phase in self.phases]
         check(

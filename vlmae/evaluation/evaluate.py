@@ -28,7 +28,7 @@ from vlmae.models.video_language import build_model
 from vlmae.parallel.processes import is_main_process
 from vlmae.parallel.sharding import check_batch_size, gather, make_mesh
 from vlmae.runs.atomic_files import write_json, write_whole
-from vlmae.runs.checkpoint import load_params
+from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, OnProgress
 from vlmae.runs.load import load_run, tokenizer_of
 from vlmae.runs.metric_registry import PRUNED
@@ -159,8 +159,9 @@ def evaluate_workdir(
     keep_rate: float | None = None,
     backwards: bool = False,
     temperature_split: str | None = None,
+    checkpoint: str = "newest",
 ) -> dict[str, dict[str, float]]:
-    """Evaluate the newest checkpoint of a work directory, with the config found there.
+    """Evaluate a checkpoint of a work directory, with the config found there.
 
     All devices of this machine share the work, whatever mesh the run was trained on.
 
@@ -175,6 +176,7 @@ def evaluate_workdir(
       backwards: play the clips in reverse, as a control for the order of time.
       temperature_split: of the splits, the one on which InfoNCE's temperatures are fitted for all.
         Default: val if it is one of several; else each split's own.
+      checkpoint: newest, best (by `train.best_metric`) or the number of a step.
 
     Returns:
       The metrics of each split.
@@ -188,7 +190,7 @@ def evaluate_workdir(
     fitted = temperature_split or ("val" if "val" in splits else "")
     if fitted and fitted not in splits:
         raise UserError(f"--temperature-split {fitted} is none of --split {' '.join(splits)}")
-    params, step = load_params(workdir)
+    params, step = load_chosen(workdir, checkpoint)
     wanted = {
         "evaluation.rerank_top_k": rerank_top_k,
         "evaluation.choices": choices,
@@ -209,6 +211,7 @@ def evaluate_workdir(
     for name in sorted(splits, key=lambda name: name != fitted):  # the fitted one comes first
         of_split = override(config, {"data.eval.split": name})
         parts = ["evaluation", *filter(None, [data]), name, *(["backwards"] if backwards else [])]
+        parts += [checkpoint] if checkpoint != "newest" else []
         out_dir = workdir / "_".join(parts)
         with jax.set_mesh(mesh):
             clips = eval_data(of_split.data, classes_for(of_split.data))

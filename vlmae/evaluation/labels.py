@@ -1,5 +1,6 @@
 """Multi-label classification of clips with their text (MuLTI)."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from vlmae.evaluation.intervals import label_intervals
 from vlmae.evaluation.metrics import average_precision, f1_scores
 from vlmae.evaluation.ranking import top_k
 from vlmae.evaluation.result import Result
-from vlmae.figures.answer_page import Item, Shown
+from vlmae.figures.answer_page import Item, Line, Shown
 from vlmae.models.video_language import VideoLanguageModel
 from vlmae.runs.inference import EvalContext
 from vlmae.runs.tables import markdown_table
@@ -78,8 +79,12 @@ def describe(labeled: Labeled, data: EvalData) -> tuple[list[dict], list[Item]]:
         target = [names[i] for i in np.flatnonzero(labeled.correct[row])]
         predicted = {names[i]: round(float(labeled.logits[row, i]), 4) for i in top}
         predictions.append({"clip": data.names[clip], "labels": target, "predicted": predicted})
-        title = f"{', '.join(target) or 'no label'}; predicted: {', '.join(predicted)}"
-        items.append(Item(title, [Shown(int(clip), "", None)]))
+        lines = [Line(f"truth: {', '.join(target) or 'no label'}")]
+        lines += [
+            Line(f"{0.5 * (1 + math.tanh(logit / 2)):.2f}  {name}", name in target)
+            for name, logit in predicted.items()
+        ]
+        items.append(Item(data.names[clip], [Shown(int(clip), "", None)], lines))
     return predictions, items
 
 

@@ -15,7 +15,7 @@ from vlmae.evaluation.encode import Encoded, EvalInputs, select_texts
 from vlmae.evaluation.intervals import mean_interval
 from vlmae.evaluation.metrics import accuracy_by_kind, info_nce
 from vlmae.evaluation.result import Result
-from vlmae.figures.answer_page import Item, Shown
+from vlmae.figures.answer_page import Item, Line, Shown
 from vlmae.models.scoring import choice_logits, match_options
 from vlmae.ops.multiple_choice import Caption, are_cut
 from vlmae.runs.inference import EvalContext
@@ -179,11 +179,13 @@ def describe(
         predictions.append(
             {"clip": data.names[row], "options": options, "answer": correct, "chosen": given}
         )
-        shown = [Shown(int(row), name, option == correct) for name, option in given.items()]
-        title = f"{options[correct]}; chosen: " + ", ".join(
-            f"{options[option]} ({name})" for name, option in given.items()
-        )
-        items.append(Item(title, shown))
+        lines = [Line(f"truth: {options[correct]}")]
+        lines += [
+            Line(f"chosen by {name}: {options[option]}", option == correct)
+            for name, option in given.items()
+        ]
+        title = f"{data.names[row]}: which of {len(options)} texts?"
+        items.append(Item(title, [Shown(int(row), "", None)], lines))
     return predictions, items
 
 

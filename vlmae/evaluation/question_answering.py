@@ -19,7 +19,7 @@ from vlmae.evaluation.encode import Encoded, EvalInputs, select_texts
 from vlmae.evaluation.intervals import mean_interval
 from vlmae.evaluation.metrics import accuracy_by_kind
 from vlmae.evaluation.result import Result
-from vlmae.figures.answer_page import Item, Shown
+from vlmae.figures.answer_page import Item, Line, Shown
 from vlmae.models.scoring import rank_answers
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.models.video_language import VideoLanguageModel
@@ -28,6 +28,7 @@ from vlmae.runs.inference import EvalContext
 from vlmae.runs.tables import markdown_table
 
 SHOWN = 5  # answers of each prediction
+DRAWN = 3  # of these, in a picture
 
 
 def evaluate_answers(context: EvalContext, inputs: EvalInputs) -> Result:
@@ -187,9 +188,12 @@ def describe(
                 "clip": data.names[rows[number]],
             }
         )
-        first = next(iter(predicted))
-        shown = Shown(int(rows[number]), first, first == answer)
-        items.append(Item(f"{question} {answer}", [shown]))
+        lines = [Line(f"truth: {answer}")]
+        lines += [
+            Line(f"{'answered' if place == 0 else 'or'}: {name}  ({score:.2f})", name == answer)
+            for place, (name, score) in enumerate([*predicted.items()][:DRAWN])
+        ]
+        items.append(Item(question, [Shown(int(rows[number]), "", None)], lines))
     return predictions, items
 
 

@@ -23,7 +23,7 @@ from vlmae.evaluation.ranking import (
     with_dual_softmax,
 )
 from vlmae.evaluation.result import Result
-from vlmae.figures.answer_page import Item, Shown
+from vlmae.figures.answer_page import Item, Line, Shown
 from vlmae.models.scoring import match_scores
 from vlmae.runs.inference import EvalContext, take_rows
 from vlmae.runs.tables import markdown_table
@@ -83,7 +83,7 @@ def evaluate_retrieval(context: EvalContext, inputs: EvalInputs) -> Result:
     usable = len(clips.media_ids)
     result |= {"num_clips": float(usable), "bad_clips": float(data.num_clips - usable)}
     right = directions["t2v"].right
-    predictions, items = describe(ranked["t2v"], right, captions.captions, clips, data.names)
+    predictions, items = describe(ranked["t2v"], right, captions, clips, data.names)
     facts = {"temperature_split": temperatures.split}
     return Result(result, intervals, predictions, items, facts)
 
@@ -192,22 +192,28 @@ def rank_intervals(
 
 
 def describe(
-    ranked: Ranked, right: Right, captions: Sequence[str], clips: Encoded, names: Sequence[str]
+    ranked: Ranked, right: Right, captions: Texts, clips: Encoded, names: Sequence[str]
 ) -> tuple[list[dict], list[Item]]:
-    """List the rank of each caption's clip and the five best clips, as records and to be drawn."""
+    """List the rank of each caption's clip and the five best clips, as records and to be drawn.
+
+    Another clip that has the very same caption counts as wrong, but is not drawn as wrong.
+    """
     best, scores = ranked.best[:, :SHOWN], ranked.scores[:, :SHOWN]
     rows, is_right = clips.rows[best], right.contains(best)
     predictions, items = [], []
-    for query, caption in enumerate(captions):
+    described = {*zip(captions.rows.tolist(), captions.captions, strict=True)}
+    for query, caption in enumerate(captions.captions):
         of_clips = [round(float(score), 4) for score in scores[query]]
         rank, own = int(ranked.ranks[query]), rows[query].tolist()
         found = {names[row]: score for row, score in zip(own, of_clips, strict=True)}
         predictions.append({"caption": caption, "rank": rank, "clips": found})
         shown = [
-            Shown(row, f"{score:.3f}", bool(correct))
+            Shown(row, f"{score:.3f}, same caption", None)
+            if (row, caption) in described and not correct
+            else Shown(row, f"{score:.3f}", bool(correct))
             for row, score, correct in zip(own, of_clips, is_right[query], strict=True)
         ]
-        items.append(Item(f"{caption} (rank {rank})", shown))
+        items.append(Item(caption, shown, [Line(f"rank of its clip: {rank}")]))
     return predictions, items
 
 

@@ -18,8 +18,9 @@ def export(
     out_dir: Path,
     format: FormatName = "torch",
     component: ComponentName = "all",
+    checkpoint: str = "newest",
 ) -> None:
-    """Export the newest checkpoint of a run.
+    """Export a checkpoint of a run.
 
     The folder holds the model, the tokenizer and a model card that says how to call it. It appears
     whole or not at all.
@@ -32,11 +33,12 @@ def export(
         which needs the extra `onnx`.
       component: all: the model; text, video: that encoder alone, as a class that transformers has
         (format torch only).
+      checkpoint: newest, best (by `train.best_metric`) or the number of a step.
 
     Raises:
       MissingError: no config, no checkpoint, or no tokenizer.
       UserError: `out_dir` is not empty, `component` does not go with `format`, no class of
         transformers computes the encoder, or a program does not give the model's outputs: says why.
     """
-    step = export_run(workdir, out_dir, format, component)
+    step = export_run(workdir, out_dir, format, component, checkpoint)
     print(f"step {step}: written to {out_dir}")

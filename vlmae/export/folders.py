@@ -13,14 +13,14 @@ from data_pipelines.schema.checks import MissingError
 from data_pipelines.schema.classes import CLASSES_FILE
 from data_pipelines.text.tokenize import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
 from vlmae.config.experiment import ExperimentConfig
-from vlmae.runs.checkpoint import load_params
+from vlmae.runs.best import load_chosen
 from vlmae.runs.load import load_run, tokenizer_of
 from vlmae.weights.huggingface import WEIGHTS
 from vlmae.weights.torch_names import Tensors
 
 
 class Checkpoint(NamedTuple):
-    """Newest checkpoint of a run, as the source of an export."""
+    """Checkpoint of a run, as the source of an export."""
 
     workdir: Path
     config: ExperimentConfig
@@ -28,15 +28,15 @@ class Checkpoint(NamedTuple):
     step: int
 
 
-def open_checkpoint(workdir: Path) -> Checkpoint:
-    """Read config and parameters of a run, or of an export of one.
+def open_checkpoint(workdir: Path, checkpoint: str = "newest") -> Checkpoint:
+    """Read config and parameters of a run, or of an export of one; see `load_chosen`.
 
     Raises:
       MissingError: no config or no checkpoint.
       UserError: a file is damaged; names it.
     """
     # Config first: it is read in a moment, and says at once that a folder is no run.
-    config, (params, step) = load_run(workdir), load_params(workdir)
+    config, (params, step) = load_run(workdir), load_chosen(workdir, checkpoint)
     return Checkpoint(workdir, config, params, step)
 
 

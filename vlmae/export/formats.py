@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from PIL import Image
+
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.checksum import write_sums
 from vlmae.config.experiment import ExperimentConfig
@@ -27,6 +29,7 @@ from vlmae.runs.atomic_files import new_folder
 from vlmae.weights.export_format import check_parameters, describe, exported_of
 from vlmae.weights.torch_names import to_torch
 
+PREPROCESSOR = "preprocessor_config.json"
 CODE = ("modeling_vlmae.py", "auto_vlmae.py")  # files of this room that a torch export carries
 
 
@@ -37,14 +40,21 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()  # beside those that vlmae requires; the extra has its name
 
 
-def export_run(workdir: Path, out_dir: Path, format: str = "torch", component: str = "all") -> int:
-    """Write the newest checkpoint of a run as a folder, which appears whole or not at all.
+def export_run(
+    workdir: Path,
+    out_dir: Path,
+    format: str = "torch",
+    component: str = "all",
+    checkpoint: str = "newest",
+) -> int:
+    """Write a checkpoint of a run as a folder, which appears whole or not at all.
 
     Args:
       workdir: a run, or an export of one.
       out_dir: the folder to make; it must not exist, or be empty.
       format: a key of `FORMATS`.
       component: "all", or a key of `COMPONENTS`: that encoder alone.
+      checkpoint: see `load_chosen`.
 
     Returns:
       The step of the checkpoint.
@@ -66,28 +76,29 @@ def export_run(workdir: Path, out_dir: Path, format: str = "torch", component: s
     if missing:
         needs = ", ".join(missing)
         raise UserError(f"format {format} needs {needs}: pip install 'vlmae[{format}]'")
-    checkpoint = open_checkpoint(workdir)
+    opened = open_checkpoint(workdir, checkpoint)
     with new_folder(out_dir) as folder:
         if component == "all":
             # A config that was edited by hand after training would export a broken model.
-            exported = exported_of(checkpoint.config, checkpoint.params, checkpoint.step)
-            check_parameters(checkpoint.params, exported, workdir)
-            usage = FORMATS[format].write(checkpoint, folder)
+            exported = exported_of(opened.config, opened.params, opened.step)
+            check_parameters(opened.params, exported, workdir)
+            usage = FORMATS[format].write(opened, folder)
         else:
-            stock = COMPONENTS[component](checkpoint.config, checkpoint.params)
-            usage = write_component(checkpoint, stock, folder)
+            stock = COMPONENTS[component](opened.config, opened.params)
+            usage = write_component(opened, stock, folder)
             name = f"{component}_encoder"
             # The card counts only the parameters that are in the folder.
-            checkpoint = checkpoint._replace(params={name: checkpoint.params[name]})
-        (folder / "README.md").write_text(model_card(checkpoint, usage), "utf-8")
+            opened = opened._replace(params={name: opened.params[name]})
+        (folder / "README.md").write_text(model_card(opened, usage), "utf-8")
         write_sums(folder)  # last, as it covers all files
-    return checkpoint.step
+    return opened.step
 
 
 def write_torch(checkpoint: Checkpoint, folder: Path) -> Usage:
     """Write tensors, config, tokenizer and classes with the PyTorch code that runs them."""
     config, params = checkpoint.config, checkpoint.params
     write_json(folder / "config.json", describe(config, params, checkpoint.step))
+    write_json(folder / PREPROCESSOR, clip_processor(config))
     write_tensors(folder, to_torch(params))
     for name in CODE:
         shutil.copyfile(Path(__file__).parent / name, folder / name)
@@ -120,17 +131,34 @@ def write_component(checkpoint: Checkpoint, stock: Stock, folder: Path) -> Usage
         write_tokenizer(checkpoint, folder)
     else:
         processor = image_processor(checkpoint.config)
-        write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / PREPROCESSOR, processor)
     return stock_usage(stock)
 
 
+def clip_processor(config: ExperimentConfig) -> dict:
+    """Describe how clips become inputs: `image_processor` and how frames are chosen."""
+    return image_processor(config) | {
+        "image_processor_type": "VlmaeImageProcessor",
+        "auto_map": {"AutoImageProcessor": "auto_vlmae.VlmaeImageProcessor"},
+        "num_frames": config.data.eval.num_frames,
+        "frame_sampling": "middles of equal parts",
+    }
+
+
 def image_processor(config: ExperimentConfig) -> dict:
-    """Describe size and normalization of frames, as the contents of preprocessor_config.json."""
+    """Describe size, crop and normalization of frames: the contents of preprocessor_config.json.
+
+    The class is the one of transformers that resizes the short side and takes the center.
+    """
     layout, side = config.model.video.layout, config.data.image_size
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"height": side, "width": side},
+        "size": {"shortest_edge": side},
+        "resample": int(Image.Resampling.BICUBIC),
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_convert_rgb": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -46,13 +46,29 @@ Then, with `video = model.encode_video(frames)` and `text = model.encode_text(id
 
 {calls}
 
-`frames` are uint8 [b, {frames}, {size}, {size}, 3], the middles of equal parts of each clip; `ids`
-and `mask` are [b, up to {words}], by `tokenizer.json`. The docstrings of `modeling_vlmae.py` say
+`frames` are uint8 [b, {frames}, {size}, {size}, 3], the middles of equal parts of each clip, and of
+each the center square, resized bicubically. `model.prepare(clips)` makes them, from uint8 frames of
+any number and size; it needs Pillow. `ids` and `mask` are [b, up to {words}], by `tokenizer.json`.
+
+With transformers, as its CLIP classes:
+
+```python
+from transformers import AutoImageProcessor, AutoTokenizer
+processor = AutoImageProcessor.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+pixels = processor(clips)["pixel_values"]  # a list of uint8 frames [t, h, w, 3]
+words = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+video = model.get_video_features(pixels)  # [b, e]
+text = model.get_text_features(**words)  # [c, e]; model(pixels, **words) gives both, and logits
+```
+
+The docstrings of `modeling_vlmae.py` say
 the rest. vlmae itself opens the folder with `vlmae.load("FOLDER")`, which takes paths and
 sentences, and continues training from it with `--train.init-from FOLDER`.
 """
 CALLS = {  # head of an objective, as in `vlmae.config.objectives.HEADS` -> the call that needs it
-    "temperature": "`model.similarity(video, text)`: how alike every clip and every text are",
+    "temperature": "`model.similarity(video, text)`: cosines of every clip and every text; "
+    "`model.logits`: over the learned temperature",
     "match_head": "`model.match(video, text)`: how well text i fits clip i",
     "choice_head": "`model.choose(video, text)`: which option of the question i fits clip i",
     "classifier": "`model.answer(video, text)`: logits of the names in `classes.json`",

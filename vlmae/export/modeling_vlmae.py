@@ -4,6 +4,7 @@
     video = model.encode_video(frames)    # uint8 [b t h w 3]
     text = model.encode_text(ids, mask)   # int64 and bool [b l]; valid tokens come first
     scores = model.match(video, text)     # [b]: how well text i fits clip i
+    frames = model.prepare(clips)         # from uint8 frames of any number and size
 
 It computes what vlmae computes in evaluation: no dropout, no noise, evaluation's keep rates; masks
 may be given. A parameter is named as in vlmae, with "." between the parts of its path. The config
@@ -1197,6 +1198,49 @@ class PixelDecoder(Stacks):
         return PixelPrediction(self.pixels(self.norm(x[:, 1:])).unflatten(0, (b, t)), patch_ids)
 
 
+# --- pictures
+
+
+def normalize(video: Tensor, layout: dict) -> Tensor:
+    """Turn uint8 frames [... h w 3] into the floats that the encoder was trained on."""
+    mean, std = (torch.tensor(layout[x]).to(video.device) for x in ("pixel_mean", "pixel_std"))
+    return (video.float() / 255 - mean) / std
+
+
+def clip_view(frames: Tensor, num_frames: int, size: int) -> Tensor:
+    """Choose the middles of equal parts of a clip, and of each its center square, uint8.
+
+    Args:
+      frames: uint8 [t h w 3], at equal distances in time; a single one is a picture and stays so.
+      num_frames: of the result; some repeat if the clip has fewer.
+      size: height and width of the result. Resized bicubically with antialiasing, by Pillow.
+
+    Raises:
+      ValueError: the frames are of another type or shape.
+    """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        found = f"{frames.dtype} {list(frames.shape)}"
+        raise ValueError(f"a clip must be uint8 frames [t h w 3], not {found}")
+    count = num_frames if len(frames) > 1 else 1
+    chosen = [frames[(2 * i + 1) * len(frames) // (2 * count)] for i in range(count)]
+    return torch.stack([center_square(frame, size) for frame in chosen])
+
+
+def center_square(frame: Tensor, size: int) -> Tensor:
+    """Resize the largest square in the middle of a frame [h w 3]; as it is if nothing changes."""
+    from PIL import Image
+
+    height, width, _ = frame.shape
+    if (height, width) == (size, size):
+        return frame
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    image = Image.frombytes("RGB", (width, height), bytes(frame.cpu().contiguous().flatten()))
+    box = (left, top, left + side, top + side)
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
+
+
 # --- the model
 
 
@@ -1246,6 +1290,7 @@ class VideoLanguageModel(nn.Module):
         """Make the parts; apart from `__init__`, for a subclass with another base's `__init__`."""
         check_version(config, "the config")
         model, self.image_size = config["model"], config["image_size"]
+        self.num_frames = config.get("num_frames", 1)
         self.model_config, self.parts = model, tuple(config["parts"])
         video, text = model["video"], model["text"]
         side, width = self.image_size // video["patch_size"], text["width"]
@@ -1286,21 +1331,49 @@ class VideoLanguageModel(nn.Module):
         """Score how well text i fits clip i [b]: `match` of the encoded inputs."""
         return self.match(self.encode_video(video), self.encode_text(ids, mask))
 
+    def prepare(self, clips) -> Tensor:
+        """Choose, resize and crop frames as vlmae's evaluation does; uint8 [b t h w 3].
+
+        Args:
+          clips: a list of clips, each uint8 frames [t h w 3] of any number and size, a tensor or a
+            NumPy array. Equal distances in time between frames are assumed.
+
+        Raises:
+          ValueError: a clip is of another type or shape.
+        """
+        views = [clip_view(torch.as_tensor(x), self.num_frames, self.image_size) for x in clips]
+        return torch.stack(views).to(next(self.parameters()).device)
+
+    def get_video_features(self, pixel_values: Tensor) -> Tensor:
+        """Embed clips [b e]: the mean of their frames' unit vectors, which texts are compared with.
+
+        Args:
+          pixel_values: uint8 [b t h w 3] as `prepare` returns, or normalized [b t 3 h w].
+        """
+        return self.embed_video(self.encode_video(pixel_values)).mean(dim=1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed texts [b e] as unit vectors; arguments as in `encode_text`."""
+        return self.embed_text(self.encode_text(input_ids, attention_mask))
+
     def patches(self, video: Tensor) -> Tensor:
         """Cut uint8 frames [b f h w 3] into patches [b t n p] of normalized pixels.
 
+        Frames of floats are taken as normalized, in the order [b f 3 h w] of transformers.
         A patch is ordered (frame, y, x, rgb); it covers one frame or, in a tubelet, several. A
         single image is repeated to a tubelet.
 
         Raises:
           ValueError: the frames are of another size, or do not divide into tubelets.
         """
-        if video.shape[2:] != (self.image_size, self.image_size, 3):
-            size = f"{self.image_size} {self.image_size} 3"
-            raise ValueError(f"frames must be [b f {size}], not {list(video.shape)}")
+        side, is_normalized = self.image_size, video.is_floating_point()
+        shape = (3, side, side) if is_normalized else (side, side, 3)
+        if video.ndim != 5 or video.shape[2:] != shape:
+            size = " ".join(map(str, shape))
+            raise ValueError(f"{video.dtype} frames must be [b f {size}], not {list(video.shape)}")
         config, layout = self.model_config["video"], self.model_config["video"]["layout"]
-        mean, std = (torch.tensor(layout[x]).to(video.device) for x in ("pixel_mean", "pixel_std"))
-        x, p, tubelet = (video.float() / 255 - mean) / std, config["patch_size"], layout["tubelet"]
+        x = video.movedim(2, -1) if is_normalized else normalize(video, layout)
+        p, tubelet = config["patch_size"], layout["tubelet"]
         if x.shape[1] == 1:
             x = x.expand(-1, tubelet, -1, -1, -1)
         if x.shape[1] % tubelet:
@@ -1327,9 +1400,16 @@ class VideoLanguageModel(nn.Module):
         return self._part("text_projection")(pooled)
 
     def similarity(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
-        """Compare each clip with each text [b c]: cosines over the learned temperature."""
-        cosines = self.embed_video(video).mean(dim=1) @ self.embed_text(text).T
-        return cosines / self._part("temperature").clamp(*TEMPERATURE_RANGE)
+        """Compare each clip with each text [b c]: the mean over frames of their cosines."""
+        return self.embed_video(video).mean(dim=1) @ self.embed_text(text).T
+
+    def logits(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
+        """Divide similarities [b c] by the learned temperature, for a softmax."""
+        return self.similarity(video, text) / self.temperature_value()
+
+    def temperature_value(self) -> Tensor:
+        """Return the learned temperature, within its range."""
+        return self._part("temperature").clamp(*TEMPERATURE_RANGE)
 
     def choose_frames(self, video: VideoFeatures, text: TextFeatures) -> FrameChoice | None:
         """Select the frames of clip i that are fused with text i; None if all are."""

@@ -1,16 +1,18 @@
 """Page of an evaluation's results: queries or questions with the clips of their answers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.Image import Image as Picture
 
 MARGIN, TITLE_HEIGHT, BORDER = 4, 20, 3  # pixels
-MIN_FRAME_SIDE = 96  # smaller frames are enlarged by whole pixels
-RIGHT, WRONG, PLAIN = (40, 150, 60), (200, 50, 50), (120, 120, 120)
+FONT_SIZE, TITLE_SIZE = 12, 14
+MIN_FRAME_SIDE = 144  # smaller frames are enlarged by whole pixels
+RIGHT, WRONG, PLAIN = (30, 130, 50), (200, 50, 50), (120, 120, 120)
 
 
 class Shown(NamedTuple):
@@ -21,25 +23,53 @@ class Shown(NamedTuple):
     right: bool | None  # None: a gray frame, where right and wrong do not apply
 
 
+class Line(NamedTuple):
+    """Line of text between a title and its clips: the truth, a prediction with its score."""
+
+    text: str
+    right: bool | None = None  # None: in black, where right and wrong do not apply
+
+
 class Item(NamedTuple):
     """Question or query with the clips below it."""
 
     title: str
     clips: Sequence[Shown]
+    lines: Sequence[Line] = ()
 
 
 def draw_page(
     items: Sequence[Item], frames_of: Callable[[int], UInt8[np.ndarray, "t h w 3"]]
 ) -> Picture:
-    """Draw all items below one another: a title, and clips framed green (right) or red (wrong).
+    """Draw all items below one another: title, lines, and clips, green (right) or red (wrong).
 
-    A single clip is shown with all frames, several with their middle frames.
+    A legend of the colors comes first, if there are any. A single clip is shown with all frames,
+    several with their middle frames.
 
     Args:
       items: what to draw.
       frames_of: reads the frames of a clip by its row in the evaluation data.
     """
-    return stack([picture for item in items for picture in _draw(item, frames_of)])
+    judged = {part.right for item in items for part in (*item.clips, *item.lines)}
+    legend = [draw_legend(None in {x.right for item in items for x in item.clips})]
+    pictures = [picture for item in items for picture in _draw(item, frames_of)]
+    return stack((legend if judged & {True, False} else []) + pictures)
+
+
+def draw_legend(has_plain: bool) -> Picture:
+    """Draw what the colors say; `has_plain`: gray frames are among them."""
+    entries = [(RIGHT, "right"), (WRONG, "wrong")]
+    entries += [(PLAIN, "not judged")] * has_plain
+    width = sum(TITLE_HEIGHT + text_width(name) + 4 * MARGIN for _, name in entries)
+    picture = Image.new("RGB", (width, TITLE_HEIGHT), "white")
+    draw, left = ImageDraw.Draw(picture), MARGIN
+    for color, name in entries:
+        side = TITLE_HEIGHT - 2 * MARGIN
+        draw.rectangle((left, MARGIN, left + side - 1, MARGIN + side - 1), fill=color)
+        left += side + MARGIN
+        draw.text((left, MARGIN - 1), name, fill="black", font=font())
+        left += text_width(name) + 3 * MARGIN
+    return picture
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -64,24 +94,41 @@ def _draw(item: Item, frames_of: Callable) -> list[Picture]:
     for image in images:
         row.paste(image, (left, 0))
         left += image.width + MARGIN
-    # As wide as the longer of both, so that no title is cut off.
-    title_width = 2 * MARGIN + int(ImageDraw.Draw(row).textlength(item.title))
-    return [text_line(item.title, max(width, title_width)), row]
+    texts = [text_line(item.title, size=TITLE_SIZE)]
+    texts += [text_line(line.text, color=_color(line.right, (0, 0, 0))) for line in item.lines]
+    return [*texts, row]
 
 
 def _draw_clip(shown: Shown, frames: UInt8[np.ndarray, "t h w 3"]) -> Picture:
-    strip = np.concatenate(frames, axis=1)
-    scale = max(1, MIN_FRAME_SIDE // len(strip))
-    image = Image.fromarray(strip.repeat(scale, 0).repeat(scale, 1))
-    color = PLAIN if shown.right is None else RIGHT if shown.right else WRONG
-    framed = ImageOps.expand(image, BORDER, color)
-    return stack([framed, text_line(shown.label, framed.width)])
+    framed = ImageOps.expand(enlarged(np.concatenate(frames, axis=1)), BORDER, _color(shown.right))
+    return stack([framed, text_line(shown.label)]) if shown.label else framed
 
 
-def text_line(text: str, width: int) -> Picture:
-    """Draw a line of text, cut off at `width` pixels."""
-    line = Image.new("RGB", (max(width, 1), TITLE_HEIGHT), "white")
-    ImageDraw.Draw(line).text((MARGIN, MARGIN), text, fill="black")
+def enlarged(frame: UInt8[np.ndarray, "h w 3"]) -> Picture:
+    """Draw a frame at least MIN_FRAME_SIDE high, by whole multiples so that edges stay sharp."""
+    scale = max(1, round(MIN_FRAME_SIDE / len(frame)))
+    return Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1))
+
+
+def _color(right: bool | None, plain: tuple[int, int, int] = PLAIN) -> tuple[int, int, int]:
+    return plain if right is None else RIGHT if right else WRONG
+
+
+@functools.lru_cache
+def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Load Pillow's own font."""
+    return ImageFont.load_default(size)
+
+
+def text_width(text: str, size: int = FONT_SIZE) -> int:
+    """Measure a line of text in pixels."""
+    return int(font(size).getlength(text)) + 1
+
+
+def text_line(text: str, color: tuple[int, int, int] = (0, 0, 0), size: int = FONT_SIZE) -> Picture:
+    """Draw a line of text, as wide as it is."""
+    line = Image.new("RGB", (text_width(text, size) + 2 * MARGIN, TITLE_HEIGHT), "white")
+    ImageDraw.Draw(line).text((MARGIN, 2), text, fill=color, font=font(size))
     return line
 
 

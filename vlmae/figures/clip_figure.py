@@ -14,7 +14,7 @@ from PIL.Image import Image as Picture
 from data_pipelines.schema.records import Batch
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
-from vlmae.figures.answer_page import BORDER, MARGIN, MIN_FRAME_SIDE, stack, text_line
+from vlmae.figures.answer_page import BORDER, MARGIN, TITLE_SIZE, enlarged, font, stack, text_line
 from vlmae.models.embeddings import denormalize_pixels, unpatchify
 from vlmae.models.frame_selector import FrameChoice
 from vlmae.models.video_encoder import VideoFeatures
@@ -22,7 +22,7 @@ from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.training.features import sample_mask
 
 HIDDEN_GRAY = 128  # of patches that are masked or pruned
-LABEL_WIDTH = 150  # pixels
+LABEL_WIDTH = 170  # pixels
 SELECTED_COLOR = (220, 40, 40)
 
 
@@ -116,7 +116,10 @@ def picture_rows(
         label = f"after block {block}: {patch_ids.shape[2]}"
         rows.append((label, frames(traced.patches, pruned)))
     if traced.prediction is not None:
-        rows.append(("reconstruction", frames(reconstruct(config, traced))))
+        label = "reconstruction"
+        if not traced.removed_mask.all():
+            label += "\n(seen patches pasted in)"
+        rows.append((label, frames(reconstruct(config, traced))))
     return rows
 
 
@@ -141,9 +144,9 @@ def draw_clip(
     strips = [strip(label, list(frames[index])) for label, frames in rows]
     if traced.choice is not None:
         selected, scores = traced.choice.frames[index], traced.choice.scores[index]
-        label = f"selected: {len(selected)} of {len(scores)}"
+        label = f"selected: {len(selected)} of {len(scores)}\n(red border; scores of\nthe caption)"
         strips.insert(1, strip(label, list(rows[0][1][index]), set(selected.tolist()), scores))
-    return stack([text_line(caption, strips[0].width), *strips])
+    return stack([text_line(caption, size=TITLE_SIZE), *strips])
 
 
 def strip(
@@ -153,17 +156,24 @@ def strip(
     scores: Float[np.ndarray, " t"] | None = None,
 ) -> Picture:
     """Draw a label and frames side by side; selected ones with a border, scores in a corner."""
-    # Whole multiples and no smoothing, so that the edges of patches stay sharp.
-    scale = max(1, MIN_FRAME_SIDE // len(frames[0]))
-    images = [Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames]
+    images = [enlarged(frame) for frame in frames]
     width, height = images[0].size
     row = Image.new("RGB", (LABEL_WIDTH + len(images) * (width + MARGIN), height + MARGIN), "white")
-    ImageDraw.Draw(row).text((MARGIN, height // 2), label, fill="black")
+    draw = ImageDraw.Draw(row)
+    draw.multiline_text((MARGIN, height // 2), label, fill="black", font=font(), anchor="lm")
     for i, image in enumerate(images):
         if i in selected:  # drawn inside, so that all frames keep one size
             inside = ImageOps.crop(image, BORDER)
             image = ImageOps.expand(inside, BORDER, SELECTED_COLOR)
         if scores is not None:
-            ImageDraw.Draw(image).text((2 * BORDER, 2 * BORDER), f"{scores[i]:+.2f}", fill="white")
+            draw_score(image, float(scores[i]))
         row.paste(image, (LABEL_WIDTH + i * (width + MARGIN), 0))
     return row
+
+
+def draw_score(image: Picture, score: float) -> None:
+    """Write a score in a corner of a frame, white on black, which is read on any picture."""
+    draw, place, text = ImageDraw.Draw(image), (3 * BORDER, 3 * BORDER), f"{score:+.2f}"
+    left, top, right, bottom = draw.textbbox(place, text, font=font())
+    draw.rectangle((left - BORDER, top - BORDER, right + BORDER, bottom + BORDER), fill="black")
+    draw.text(place, text, fill="white", font=font())

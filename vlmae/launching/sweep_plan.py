@@ -5,6 +5,8 @@ A sweep is a function `sweep_NAME()` of an experiment file that yields overrides
     def sweep_mask_ratio():
         for ratio in (0.5, 0.65, 0.75):
             yield {"model.video.mask.ratio": ratio}
+
+or a field and its values on the command line: `model.video.mask.ratio=0.5,0.65,0.75`.
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +45,68 @@ def sweep_name(sweep: Sweep) -> str:
     return sweep.__name__.removeprefix("sweep_")
 
 
-def choose_sweeps(sweeps: Sequence[Sweep], names: str) -> list[Sweep]:
-    """Look up sweeps by their comma-separated names.
+def choose_sweeps(sweeps: Sequence[Sweep], words: Sequence[str]) -> list[Sweep]:
+    """Read the words of `--sweep`: names of sweeps, separated by commas, or FIELD=VALUE,VALUE,...
 
     Raises:
-      UserError: a name is unknown; lists those that exist.
+      UserError: a name is unknown; lists those that exist. Or a field has no values.
     """
     known = {sweep_name(sweep): sweep for sweep in sweeps}
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        check(name in known, f"unknown sweep {name!r}; there is: {', '.join(known) or 'none'}")
-    return [known[name] for name in wanted]
+    chosen = []
+    for word in words:
+        if "=" in word:
+            chosen.append(typed_sweep(word))
+            continue
+        for name in map(str.strip, word.split(",")):
+            there = ", ".join(known) or "none"
+            check(
+                name in known,
+                f"unknown sweep {name!r}; there is: {there}; or give values: FIELD=VALUE,VALUE",
+            )
+            chosen.append(known[name])
+    return chosen
+
+
+def typed_sweep(word: str) -> Sweep:
+    """Make the sweep of FIELD=VALUE,VALUE,...; values are read as JSON, or else as words.
+
+    >>> list(typed_sweep("optim.learning-rate=1e-4,3e-4")())
+    [{'optim.learning_rate': 0.0001}, {'optim.learning_rate': 0.0003}]
+    """
+    name, _, text = word.partition("=")
+    field = name.strip().replace("-", "_")
+    # Commas within brackets belong to a value: stages=[1],[1,2].
+    texts = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
+    check(all(texts), f"--sweep {word}: a value is missing")
+
+    def sweep() -> Iterator[dict[str, Any]]:
+        for value in texts:
+            yield {field: json_or_word(value)}
+
+    sweep.__name__ = field
+    return sweep
+
+
+def json_or_word(text: str) -> Any:
+    """Read a value as it is typed: a number, true, false, null, a list in brackets, or a word."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+def check_typed(base: ExperimentConfig, runs: Sequence[SweepRun], words: Sequence[str]) -> None:
+    """Check all runs of a sweep with values from the command line, before the first one starts.
+
+    Raises:
+      UserError: a run is refused; names its overrides.
+    """
+    for run in runs if any("=" in word for word in words) else ():
+        try:
+            override(base, run.changes)
+        except UserError as error:
+            changes = " ".join(f"{field}={value}" for field, value in run.changes.items())
+            raise UserError(f"run {run.index} of --sweep, {changes}: {error}") from error
 
 
 def plan_runs(sweeps: Sequence[Sweep], root: Path) -> list[SweepRun]:

@@ -57,14 +57,20 @@ class Checkpoints:
     """Asynchronous, atomic checkpoints by step number.
 
     Saving goes on in the background. A checkpoint appears under its number only when it is whole,
-    so a run that was killed at any moment finds the last complete one.
+    so a run that was killed at any moment finds the last complete one. Older ones are deleted only
+    after that.
+
+    Attributes:
+      best: step that is never deleted; None: there is none.
     """
 
     def __init__(self, workdir: Path, keep: int | None = 1):
         """Open `WORKDIR/checkpoints`; saving keeps the newest `keep`, or all."""
         # Orbax logs a dozen lines for every checkpoint.
         logging.getLogger("absl").setLevel(logging.WARNING)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self.keep = keep
+        self.best: int | None = None
+        options = ocp.CheckpointManagerOptions(preservation_policy=self)
         self.folder = (Path(workdir) / "checkpoints").resolve()  # Orbax refuses relative paths
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -72,6 +78,12 @@ class Checkpoints:
             # Named, since without a handler Orbax cannot read the shapes before it restores.
             item_handlers={"state": ChecksummedHandler()},
         )
+
+    def should_preserve(self, checkpoints: Sequence, **_: object) -> list[bool]:
+        """Say for each checkpoint, oldest first, whether it stays: Orbax asks after each save."""
+        count = len(checkpoints) if self.keep is None else self.keep
+        first = len(checkpoints) - count
+        return [i >= first or x.step == self.best for i, x in enumerate(checkpoints)]
 
     def latest_step(self) -> int | None:
         """Return the step of the newest whole checkpoint, or None."""
@@ -267,16 +279,19 @@ def shape_mismatches(stored: dict[str, tuple[int, ...]], abstract_state: PyTree)
     return lines
 
 
-def load_params(workdir: Path) -> tuple[PyTree, int]:
-    """Read parameters and step of the newest whole checkpoint of a run, or of an export of one.
+def load_params(workdir: Path, step: int | None = None) -> tuple[PyTree, int]:
+    """Read parameters and step of a checkpoint of a run, or of an export of one.
 
-    A damaged checkpoint is named on stderr, and the one before it is read.
+    Args:
+      workdir: a run, or an export of one.
+      step: of the checkpoint; None: the newest whole one. A damaged one is then named on stderr,
+        and the one before it is read.
 
     Returns:
       Host arrays, and the training step.
 
     Raises:
-      MissingError: the directory holds no checkpoint.
+      MissingError: the directory holds no checkpoint, or none of this step.
       UserError: every checkpoint is damaged; or the export is, or it is of another version or a
         pickle file; names the file.
     """
@@ -286,6 +301,11 @@ def load_params(workdir: Path) -> tuple[PyTree, int]:
     if not (Path(workdir) / "checkpoints").is_dir():
         raise MissingError(f"{workdir} holds no checkpoints")
     with Checkpoints(workdir) as checkpoints:
+        if step is not None:
+            steps = checkpoints.all_steps()
+            if step not in steps:
+                raise MissingError(f"{workdir} holds no checkpoint of step {step}, but of {steps}")
+            return checkpoints.restore_params(step), step
         error: UserError = MissingError(f"{workdir}/checkpoints holds no complete checkpoint")
         for step in reversed(checkpoints.all_steps()):
             try:

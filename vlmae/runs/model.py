@@ -25,7 +25,7 @@ from vlmae.models.scoring import choice_logits, match_options, match_scores, ran
 from vlmae.models.video_language import VideoLanguageModel, build_model
 from vlmae.ops.multiple_choice import Caption
 from vlmae.parallel.sharding import batch_shards, check_batch_size, make_mesh, replicated
-from vlmae.runs.checkpoint import load_params
+from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, jit_method, map_rows, take_rows
 from vlmae.runs.inputs import as_frames, tokenize, tokenize_options
 from vlmae.runs.load import load_run, tokenizer_of
@@ -92,6 +92,14 @@ class Model:
         """
         return self._map_clips(self._head("embed_video").score, video)
 
+    def embed_frames(self, video: Clips) -> Float[np.ndarray, "n t e"]:
+        """Embed each frame of clips of equally many frames, or each tubelet, as unit vectors.
+
+        Raises:
+          UserError: see `embed_video`.
+        """
+        return self._map_clips(self._head("embed_frames").score, video)
+
     def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
         """Embed sentences into the space shared with clips, as unit vectors.
 
@@ -101,17 +109,22 @@ class Model:
         return self._map_rows(self._head("embed_text").score, self._tokenize(texts))
 
     def similarity(self, video: Clips, texts: Sequence[str]) -> Float[np.ndarray, "n m"]:
-        """Compare every clip with every sentence by VTC.
-
-        The values are mean cosines over the frames, divided by the learned temperature: a softmax
-        over a row ranks the sentences for a clip, one over a column the clips for a sentence.
+        """Compare every clip with every sentence by VTC: the mean over frames of their cosines.
 
         Raises:
           UserError: the run has no `objectives.vtc`, or an input cannot be used.
         """
-        head = self._head("similarity")
-        cosines = self.embed_video(video) @ self.embed_text(texts).T
-        return cosines / self._jit(head.score)()
+        return self.embed_video(video) @ self.embed_text(texts).T
+
+    def logits(self, video: Clips, texts: Sequence[str]) -> Float[np.ndarray, "n m"]:
+        """Divide similarities by the learned temperature, for a softmax.
+
+        One over a row ranks the sentences for a clip, one over a column the clips for a sentence.
+
+        Raises:
+          UserError: see `similarity`.
+        """
+        return self.similarity(video, texts) / self._jit(self._head("logits").score)()
 
     def match(self, video: Clips, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
         """Score how well text i fits clip i: the logit of a match minus that of no match (VTM).
@@ -224,11 +237,12 @@ class Model:
         return self._jitted[score]
 
 
-def load(source: str | Path) -> Model:
-    """Load the newest checkpoint of a run, or an export of one, onto all devices.
+def load(source: str | Path, checkpoint: str = "newest") -> Model:
+    """Load a checkpoint of a run, or an export of one, onto all devices.
 
     Args:
       source: a work directory, or a folder that `vlmae export` wrote.
+      checkpoint: newest, best (by `train.best_metric`) or the number of a step.
 
     Raises:
       MissingError: no config, checkpoint or tokenizer.
@@ -236,7 +250,7 @@ def load(source: str | Path) -> Model:
     """
     folder = Path(source).expanduser()
     config = load_run(folder)
-    params, step = load_params(folder)
+    params, step = load_chosen(folder, checkpoint)
     names = folder / CLASSES_FILE
     classes = load_classes(names) if names.is_file() else None
     return Model(config, params, step, load_tokenizer(tokenizer_of(folder)), classes)
@@ -291,8 +305,11 @@ HEADS: dict[str, tuple[Head, ...]] = {
             "temperature", lambda _, m, frames: m.embed_video(m.encode_video(frames)).mean(axis=1)
         ),
     ),
+    "embed_frames": (
+        Head("temperature", lambda _, m, frames: m.embed_video(m.encode_video(frames))),
+    ),
     "embed_text": (Head("temperature", lambda _, m, text: m.embed_text(m.encode_text(*text))),),
-    "similarity": (Head("temperature", lambda _, m: m.temperature()),),
+    "logits": (Head("temperature", lambda _, m: m.temperature()),),
     "match": (Head("match_head", _match),),
     "answer": (Head("classifier", _classify), Head("answer_decoder", _decode)),
     "choose": (Head("choice_head", _choose), Head("match_head", _match_options)),

@@ -40,6 +40,8 @@ RESUME_MAY_CHANGE = (
     "train.max_skipped_steps",
     "train.max_rollbacks",
     "train.keep_checkpoints",
+    "train.best_metric",
+    "train.patience",
     "train.wandb_project",
     "train.max_idle_secs",
 )

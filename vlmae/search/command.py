@@ -1,21 +1,35 @@
-"""Searches a folder of one's own videos and images by text.
+"""Searches a folder of one's own videos and images by text, or by a clip.
 
 vlmae search WORKDIR VIDEO_DIR --query "a dog runs" "a cat" --top-k 5
+vlmae search WORKDIR VIDEO_DIR --clip dog.mp4 --json
 vlmae search WORKDIR VIDEO_DIR            # asks for queries
 vlmae search WORKDIR VIDEO_DIR --serve    # a web page
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.schema.checks import UserError, visible
+from data_pipelines.schema.checks import MissingError, UserError, visible
+from data_pipelines.schema.json_files import parse_json, read_text
+from vlmae.figures.answer_page import spread
 from vlmae.runs.load import load_run
 from vlmae.runs.model import Model, load
 from vlmae.search import page
 from vlmae.search.folder import FolderSearch, Update, index_path, update_index
-from vlmae.search.index import Block, Index, block_paths, load_index, read_block, save_block
+from vlmae.search.index import (
+    Block,
+    Hit,
+    Index,
+    block_paths,
+    clock,
+    load_index,
+    read_block,
+    save_block,
+)
 
+EXAMPLES = 4  # queries to try on the page
 MAX_BLOCKS = 256  # files of a stored index, more are joined to one
 
 
@@ -23,12 +37,18 @@ def search_folder(
     workdir: Path,
     video_dir: Path,
     query: tuple[str, ...] = (),
+    clip: tuple[Path, ...] = (),
     top_k: int = 5,
+    json: bool = False,
     serve: bool = False,
     host: str = "127.0.0.1",
     port: int = 7860,
+    checkpoint: str = "newest",
 ) -> None:
-    """Rank the videos and images of a folder by how well they fit a text.
+    """Rank the videos and images of a folder by how well they fit a text, or a clip.
+
+    A result has its cosine, averaged over the frames that the model reads, and for a video the time
+    of the frame that fits best.
 
     The folder is embedded once; later only new and changed files are. The index is kept in
     WORKDIR/search, and made anew for another checkpoint.
@@ -37,10 +57,13 @@ def search_folder(
       workdir: a run that was trained with VTC, or an export of one.
       video_dir: a folder of videos and images, with its subfolders.
       query: texts to search for; without any, they are asked for.
+      clip: videos or images to search for, which need not lie in the folder.
       top_k: results of a query.
+      json: print a JSON object for each query, a line each.
       serve: show a web page instead.
       host: address to serve it at; 0.0.0.0 lets other machines in.
       port: port to serve it at.
+      checkpoint: newest, best (by `train.best_metric`) or the number of a step.
 
     Raises:
       MissingError: no folder, config or checkpoint.
@@ -50,18 +73,23 @@ def search_folder(
         raise UserError(f"--top-k must be at least 1, not {top_k}")
     if serve:
         page.check_gradio()  # before minutes of embedding
-        if query:
-            raise UserError("--serve takes its queries in the page, not from --query")
-    found = open_folder(load_model(workdir), workdir, video_dir)
+        if query or clip or json:
+            raise UserError(
+                "--serve takes its queries in the page: not with --query, --clip or --json"
+            )
+    for path in clip:
+        if not path.is_file():
+            raise MissingError(f"--clip {path}: no such file")
+    found = open_folder(load_model(workdir, checkpoint), workdir, video_dir)
     if serve:
-        page.serve(found, top_k, host, port)
-    elif query:
-        answer(found, query, top_k)
+        page.serve(found, top_k, host, port, examples(workdir))
+    elif query or clip:
+        answer(found, query, top_k, clip, json)
     else:
-        converse(found, top_k)
+        converse(found, top_k, json)
 
 
-def load_model(workdir: Path) -> Model:
+def load_model(workdir: Path, checkpoint: str = "newest") -> Model:
     """Load a run that embeds clips and texts.
 
     Raises:
@@ -73,7 +101,7 @@ def load_model(workdir: Path) -> Model:
             f"{workdir} was trained without VTC (objectives.vtc=0): "
             "its texts and clips have no common space to search in"
         )
-    return load(workdir)
+    return load(workdir, checkpoint)
 
 
 def open_folder(model: Model, workdir: Path, folder: Path) -> FolderSearch:
@@ -113,14 +141,50 @@ def describe(update: Update, folder: Path, stored: Index | None) -> str:
     return "\n".join(lines)
 
 
-def answer(found: FolderSearch, queries: Sequence[str], top_k: int) -> None:
-    """Print the results of each query."""
-    for query, hits in zip(queries, found.query(queries, top_k), strict=True):
-        lines = [query, *(f"  {hit.score:6.3f}  {hit.name}" for hit in hits)]
-        print(visible("\n".join(lines)), flush=True)  # a file name may hold any bytes
+def examples(workdir: Path) -> list[str]:
+    """Take a few captions of the run's evaluation as queries to try; none if it has none."""
+    path = workdir / "retrieval.jsonl"
+    if not path.is_file():
+        return []
+    lines = [parse_json(line, path) for line in read_text(path).splitlines()]
+    captions = [line["caption"] for line in lines if isinstance(line, dict) and "caption" in line]
+    return [*dict.fromkeys(captions[i] for i in spread(len(captions), EXAMPLES))]
 
 
-def converse(found: FolderSearch, top_k: int) -> None:
+def answer(
+    found: FolderSearch,
+    queries: Sequence[str],
+    top_k: int,
+    clips: Sequence[Path] = (),
+    as_json: bool = False,
+) -> None:
+    """Print the results of each text, then of each clip, as lines or as JSON."""
+    results = found.query(queries, top_k, times=True) if queries else []
+    results += found.query_clips(clips, top_k, times=True) if clips else []
+    show = to_json if as_json else to_lines
+    for query, hits in zip([*queries, *map(str, clips)], results, strict=True):
+        print(show(query, hits, found.folder), flush=True)
+
+
+def to_lines(query: str, hits: Sequence[Hit], _: Path) -> str:
+    """Format results for people: cosine, name, and the time that fits best."""
+    lines = [query]
+    for hit in hits:
+        at = "" if hit.secs is None else f"  at {clock(hit.secs)}"
+        lines.append(f"  {hit.score:6.3f}  {hit.name}{at}")
+    return visible("\n".join(lines))  # a file name may hold any bytes
+
+
+def to_json(query: str, hits: Sequence[Hit], folder: Path) -> str:
+    """Format results as a JSON object in a line."""
+    clips = [
+        {"name": hit.name, "path": str(folder / hit.name), "cosine": hit.score, "secs": hit.secs}
+        for hit in hits
+    ]
+    return json.dumps({"query": query, "clips": clips})
+
+
+def converse(found: FolderSearch, top_k: int, as_json: bool = False) -> None:
     """Answer queries from stdin line by line, until an empty line or the end of the input."""
     while True:
         try:
@@ -129,4 +193,4 @@ def converse(found: FolderSearch, top_k: int) -> None:
             return
         if not query.strip():
             return
-        answer(found, [query], top_k)
+        answer(found, [query], top_k, as_json=as_json)

@@ -1,5 +1,6 @@
 """Index of a folder of videos and images, kept up to date: only new and changed files are read."""
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -10,10 +11,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from data_pipelines.media import decode
-from data_pipelines.media.endings import is_media
+from data_pipelines.media.endings import is_image, is_media
 from data_pipelines.media.folders import walk
+from data_pipelines.media.sampling import segment_times
 from data_pipelines.schema.checks import MissingError, UserError
 from vlmae.config.tree import flatten
 from vlmae.parallel.sharding import path_name
@@ -48,15 +51,57 @@ class FolderSearch(NamedTuple):
     index: Index
     model: Model
 
-    def query(self, texts: Sequence[str], top_k: int) -> list[list[Hit]]:
-        """Find the best clips for each text.
+    def query(self, texts: Sequence[str], top_k: int, times: bool = False) -> list[list[Hit]]:
+        """Find the best clips for each text; with `times`, also where in each video it fits best.
 
         Raises:
           UserError: a text is empty, or `top_k` is below 1.
         """
         if not all(text.strip() for text in texts):
             raise UserError("the query is empty")
-        return [search(self.index, vector, top_k) for vector in self.model.embed_text(texts)]
+        return [self._find(vector, top_k, times) for vector in self.model.embed_text(texts)]
+
+    def query_clips(
+        self, clips: Sequence[Path], top_k: int, times: bool = False
+    ) -> list[list[Hit]]:
+        """Find the best clips for each clip or image, by the cosine with its mean vector.
+
+        Raises:
+          UserError: a file cannot be read, or `top_k` is below 1.
+        """
+        vectors = self.model.embed_video(clips)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return [self._find(vector, top_k, times) for vector in vectors]
+
+    def _find(self, vector: Float[np.ndarray, " e"], top_k: int, times: bool) -> list[Hit]:
+        hits = search(self.index, vector, top_k)
+        moments = self._moments(hits, vector) if times else {}
+        return [hit._replace(secs=moments.get(hit.name)) for hit in hits]
+
+    def _moments(self, hits: Sequence[Hit], vector: Float[np.ndarray, " e"]) -> dict[str, float]:
+        """Return the time of the best of the frames that the model reads, in seconds, by name.
+
+        The files are read again, so that the index need not hold a vector for each frame. Images,
+        and all clips of a model that reads one frame, have no time.
+        """
+        config, clips, durations = self.model.config.data, {}, {}
+        for hit in hits:
+            path = self.folder / hit.name
+            if is_image(path) or config.eval.num_frames == 1:
+                continue
+            with contextlib.suppress(decode.DecodeError, OSError):  # it has gone since
+                with decode.open_clip(path) as clip:
+                    secs = clip.info.duration_secs
+                clips[hit.name], durations[hit.name] = read_clip(path, config), secs
+        if not clips:
+            return {}
+        scores = self.model.embed_frames([*clips.values()]) @ vector
+        moments = {}
+        for (name, secs), of_frames in zip(durations.items(), scores, strict=True):
+            times = segment_times(secs, len(of_frames))
+            times = times[::-1] if config.eval.backwards else times
+            moments[name] = float(times[of_frames.argmax()])
+        return moments
 
 
 def list_media(folder: Path) -> Listing:

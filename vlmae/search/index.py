@@ -81,6 +81,20 @@ class Hit(NamedTuple):
 
     name: str
     score: float
+    secs: float | None = None  # time of the frame that fits best; None: an image, or not looked for
+
+
+def clock(secs: float) -> str:
+    """Format a time within a clip.
+
+    >>> clock(5.24), clock(75), clock(3725)
+    ('0:05.2', '1:15.0', '1:02:05.0')
+    """
+    tenths = round(10 * secs)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    seconds = f"{rest // 10:02d}.{rest % 10}"
+    return f"{hours}:{minutes:02d}:{seconds}" if hours else f"{minutes}:{seconds}"
 
 
 def compare(index: Index, files: Sequence[FileFacts]) -> Changes:
@@ -99,8 +113,8 @@ def compare(index: Index, files: Sequence[FileFacts]) -> Changes:
     )
 
 
-def search(index: Index, text: Float[np.ndarray, " e"], top_k: int) -> list[Hit]:
-    """Find the `top_k` clips nearest to a text, best first; all of them if there are fewer.
+def search(index: Index, vector: Float[np.ndarray, " e"], top_k: int) -> list[Hit]:
+    """Find the `top_k` clips nearest to a text or clip, best first; all of them if there are fewer.
 
     The ranking is that of VTC in evaluation. Clips of equal score are sorted by name.
 
@@ -109,7 +123,7 @@ def search(index: Index, text: Float[np.ndarray, " e"], top_k: int) -> list[Hit]
     """
     if top_k < 1:
         raise UserError(f"top_k must be at least 1, not {top_k}")
-    scores = index.embeddings @ text
+    scores = index.embeddings @ vector
     top_k = min(top_k, len(scores))
     if not top_k:
         return []

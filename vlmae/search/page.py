@@ -24,7 +24,7 @@ from data_pipelines.media import decode, images
 from data_pipelines.media.endings import is_image
 from data_pipelines.schema.checks import UserError, visible
 from vlmae.search.folder import FolderSearch
-from vlmae.search.index import Hit
+from vlmae.search.index import Hit, clock
 
 if TYPE_CHECKING:
     import gradio
@@ -49,7 +49,9 @@ def check_gradio() -> None:
         raise UserError('--serve needs Gradio; install it with: pip install -e ".[search]"')
 
 
-def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
+def serve(
+    found: FolderSearch, top_k: int, host: str, port: int, examples: Sequence[str] = ()
+) -> None:
     """Serve the page until it is interrupted.
 
     Everyone who can reach `host` and `port` can search and can fetch every indexed clip, and
@@ -74,7 +76,7 @@ def serve(found: FolderSearch, top_k: int, host: str, port: int) -> None:
         "ssr_mode": False,
     }
     try:
-        build_page(found, top_k).launch(**options)
+        build_page(found, top_k, examples).launch(**options)
     except OSError as error:
         raise UserError(f"cannot serve at {host}:{port}: {error}") from error
 
@@ -147,21 +149,32 @@ def _is_own(asked: str, host: str) -> bool:
     return name in {name.lower() for name in own}
 
 
-def build_page(found: FolderSearch, top_k: int) -> "gradio.Blocks":
-    """Build the page as a Gradio app."""
+def build_page(found: FolderSearch, top_k: int, examples: Sequence[str] = ()) -> "gradio.Blocks":
+    """Build the page as a Gradio app; `examples` are queries to click."""
     import gradio
 
     def answer(query: str) -> str:
         if not query.strip():
             return ""
-        [hits] = found.query([query], top_k)
+        [hits] = found.query([query], top_k, times=True)
         return show_hits(found.folder, hits)
 
-    with gradio.Blocks(title="Search", analytics_enabled=False) as page:
-        clips = f"{len(found.index.files)} clips in {found.folder}"
-        query = gradio.Textbox(label=clips, placeholder="what to look for", autofocus=True)
+    name, count = found.folder.resolve().name, len(found.index.files)
+    with gradio.Blocks(title=f"Search {name}", analytics_enabled=False) as page:
+        gradio.HTML(
+            f"<h1>Search {html.escape(visible(name))}</h1><p>{count} clips, ranked by "
+            f"{html.escape(visible(found.model.config.name))}, step {found.model.step}. "
+            "A number is the cosine of clip and text.</p>"
+        )
+        query = gradio.Textbox(show_label=False, placeholder="what to look for", autofocus=True)
+        with gradio.Row():
+            buttons = [gradio.Button(text, size="sm", min_width=0) for text in examples]
         results = gradio.HTML()
         query.submit(answer, query, results, api_name="search")
+        for button in buttons:
+            # The text of the button itself: first into the box, then as the query.
+            filled = button.click(lambda text: text, button, query, api_name=False)
+            filled.then(answer, query, results, api_name=False)
     return page
 
 
@@ -175,22 +188,29 @@ def _show_hit(folder: Path, hit: Hit) -> str:
     # Resolved for Gradio, but shown by the name: the target of a link may have any ending.
     file = f"gradio_api/file={urllib.parse.quote(os.fsencode(path.resolve()))}"
     try:
-        picture = thumbnail(path)
+        picture = thumbnail(path, hit.secs)
     except (decode.DecodeError, OSError) as error:
         seen = f"<p>cannot be shown: {html.escape(str(error))}</p>"
     else:
         if is_image(path):
             seen = f'<a href="{file}" target="_blank"><img src="{picture}"></a>'
         else:
-            seen = f'<video controls loop preload="none" poster="{picture}" src="{file}"></video>'
+            start = "" if hit.secs is None else f"#t={hit.secs:.2f}"  # the player begins there
+            video = f'src="{file}{start}"></video>'
+            seen = f'<video controls loop preload="none" poster="{picture}" {video}'
     name = html.escape(visible(hit.name))
-    caption = f"<figcaption><b>{hit.score:.3f}</b> {name}</figcaption>"
+    at = "" if hit.secs is None else f" at {clock(hit.secs)}"
+    caption = f"<figcaption><b>{hit.score:.3f}</b> {name}{at}</figcaption>"
     return f"<figure>{seen}{caption}</figure>"
 
 
 @functools.lru_cache(maxsize=1024)  # results of successive queries overlap
-def thumbnail(path: Path) -> str:
-    """Make a data URL of a small JPEG from the middle frame of a clip, or from an image.
+def thumbnail(path: Path, secs: float | None = None) -> str:
+    """Make a data URL of a small JPEG from a frame of a clip, or from an image.
+
+    Args:
+      path: of a video or image.
+      secs: time of the frame; None: the middle.
 
     Raises:
       DecodeError: the file cannot be decoded.
@@ -200,7 +220,7 @@ def thumbnail(path: Path) -> str:
         frame = images.decode_image(path.read_bytes())
     else:
         with decode.open_clip(path) as clip:
-            [frame] = clip.frames([clip.info.duration_secs / 2])
+            [frame] = clip.frames([clip.info.duration_secs / 2 if secs is None else secs])
     image, file = Image.fromarray(frame), io.BytesIO()
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     image.save(file, "JPEG", quality=85)

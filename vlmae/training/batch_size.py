@@ -27,6 +27,7 @@ from vlmae.training.step import (
     make_checked_mesh,
     make_step,
     random_batch,
+    run_values,
     sharded_init,
 )
 
@@ -155,7 +156,7 @@ def try_batch(
     needed_bytes = None
     try:
         with jax.set_mesh(mesh), as_on(target) if target else contextlib.nullcontext():
-            lowered = make_step(config, mesh, state).lower(state, batch)
+            lowered = make_step(config, mesh, state).lower(state, batch, run_values(config))
             compiled = lowered.compile(WITHOUT_MEASURING if target else None)
             # While a step runs, the next batches are on the devices already.
             next_bytes = AHEAD * bytes_per_device(batch, mesh)
@@ -167,7 +168,7 @@ def try_batch(
             # run does. A CPU would swap instead of failing.
             if not target and "bytes_limit" in memory_stats(mesh):
                 arrays = put_batch(random_batch(batch, config.model.text.vocab_size), mesh)
-                jax.block_until_ready(compiled(init(config.seed), arrays))
+                jax.block_until_ready(compiled(init(config.seed), arrays, run_values(config)))
     except jax.errors.JaxRuntimeError as error:  # XLA has no class of its own for this
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -25,7 +25,8 @@ class CompiledStep:
     Images (t = 1) and clips are two programs, each compiled when it is first needed.
     """
 
-    step: Callable
+    step: Callable  # of a state, a batch and `values`
+    values: PyTree = None  # the same in all steps, see `vlmae.training.step.RunValues`
     notify: Callable[[str], None] = print
     programs: dict[tuple, tuple[Callable, dict[str, float]]] = field(default_factory=dict)
 
@@ -43,7 +44,7 @@ class CompiledStep:
             return
         start = time.perf_counter()
         # Traced once: FLOPs are read from the same trace that is compiled.
-        traced = self.step.trace(state, batch)
+        traced = self.step.trace(state, batch, self.values)
         program = traced.lower().compile()
         secs = time.perf_counter() - start
         flops = sum_flops(count_flops(traced.jaxpr)).total / shape[0]
@@ -64,7 +65,7 @@ class CompiledStep:
         bytes that each of them gets by collectives in a step.
         """
         program, figures = self.programs[batch.video.shape]
-        state, metrics = program(state, batch)
+        state, metrics = program(state, batch, self.values)
         return state, metrics | figures
 
 

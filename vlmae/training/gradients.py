@@ -30,15 +30,20 @@ Inputs = tuple[PyTree, Key[Array, " p"]]  # parts of a batch and their keys, sta
 
 
 def make_gradients(
-    model: VideoLanguageModel, objectives: ObjectivesConfig, shards: int, parts: int
+    model: VideoLanguageModel,
+    objectives: ObjectivesConfig,
+    shards: int,
+    parts: int,
+    scales: Mapping[str, Array] | None = None,
 ) -> Gradients:
     """Build a function (parameters, batch, key) -> gradients and metrics.
 
     The batch is split into `parts` micro-batches. Losses are means over all rows, patches or tokens
-    that count in any of them, and VTC is that of the whole batch.
+    that count in any of them, and VTC is that of the whole batch. `scales` are the weights of the
+    objectives where these are inputs of the program, see `compute_losses`.
     """
     options = {"model": model, "objectives": objectives}
-    gradients = functools.partial(loss_gradients, **options, shards=shards)
+    gradients = functools.partial(loss_gradients, **options, shards=shards, scales=scales)
     weights = functools.partial(weights_of, **options, shards=shards)
     if not objectives.vtc:  # nothing compares micro-batches: one pass is exact
         return accumulated(gradients, weights, parts)
@@ -60,27 +65,29 @@ def loss_gradients(
     objectives: ObjectivesConfig,
     shards: int,
     functions: Mapping[str, Function] = FUNCTIONS,
+    scales: Mapping[str, Array] | None = None,
 ) -> tuple[PyTree, dict]:
     """Compute gradients of the weighted losses, and metrics.
 
     Of a micro-batch `shares` are its shares in the means of the batch, by metric; the results of
-    all micro-batches add up to those of the batch. For `shards` and `functions` see
+    all micro-batches add up to those of the batch. For `shards`, `functions` and `scales` see
     `compute_losses`.
     """
+    scales = objectives.weights if scales is None else scales
     # The same split in all passes over a batch, so that they draw equal masks and equal dropout.
     key, rngs = split_key(key)
 
     def loss_fn(params: PyTree) -> tuple[Array, dict]:
         # Frozen here and not in the optimizer alone, so that their backward pass is not computed.
         variables = {"params": freeze(params, model.config)}
-        args = (batch, key, objectives, shards, functions)
+        args = (batch, key, objectives, shards, functions, scales)
         loss = model.apply(variables, *args, method=compute_losses, rngs=rngs)
         if shares is None:
             return loss.value, loss.metrics
         # Scaled before they are summed: the sum over parts is then the mean of the batch, with no
         # division after it.
         metrics = {name: share * loss.metrics[name] for name, share in shares.items()}
-        total = sum(w * metrics[f"loss/{name}"] for name, w in objectives.weights.items())
+        total = sum(scales[name] * metrics[f"loss/{name}"] for name in objectives.weights)
         return total, metrics | {"loss/total": total}
 
     return jax.grad(loss_fn, has_aux=True)(params)

@@ -159,13 +159,16 @@ def compute_losses(
     config: ObjectivesConfig,
     shards: int = 1,
     functions: Mapping[str, Function] = FUNCTIONS,
+    scales: Mapping[str, Array | float] | None = None,
 ) -> Loss:
     """Compute the weighted sum of all objectives of non-zero weight, and metrics.
 
     Metrics hold `loss/NAME` of each objective, `loss/total`, the objectives' own metrics, and
     tokens per clip and per caption; `weights` has the weight of each but the total. `shards` is the
     number of parts into which devices split the batch, the scope of "local". `functions` are the
-    objectives by name; GradCache replaces one of them, see `vlmae.training.gradients`.
+    objectives by name; GradCache replaces one of them, see `vlmae.training.gradients`. `scales` are
+    the weights by which the losses are summed where those are inputs of a compiled program; None:
+    the config's.
 
     Raises:
       ValueError: an objective of non-zero weight has no function.
@@ -175,9 +178,10 @@ def compute_losses(
     features = extract(model, batch, keys, config)
     features = fuse_pairs(model, features, Context(batch, keys["vtm"], config, shards))
     total, metrics, weights = jnp.zeros(()), {}, {}
-    for name, weight in config.weights.items():
+    scales = config.weights if scales is None else scales
+    for name in config.weights:  # in the order of the registry, which a program's inputs have not
         loss = functions[name](model, features, Context(batch, keys[name], config, shards))
-        total += weight * loss.value  # float32, whatever the activations are
+        total += scales[name] * loss.value  # float32, whatever the activations are
         found = {f"loss/{name}": loss.value, **loss.metrics}
         metrics |= found
         weights |= dict.fromkeys(found, loss.weight) | dict(loss.weights)

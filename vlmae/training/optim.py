@@ -2,9 +2,12 @@
 
 import functools
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -13,35 +16,60 @@ from vlmae.config.model import ModelConfig
 from vlmae.parallel.sharding import is_matrix, path_name
 
 
-def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Make a linear warm-up from zero, then the decay of `optim.schedule` to `final_ratio`.
+class OptimValues(NamedTuple):
+    """Numbers of AdamW and its schedule: inputs of a compiled step, not constants of it.
 
-    The schedule takes the number of updates done: the first update has rate(0), zero with warm-up,
-    and the last one `final_ratio` of the peak. wsd stays at the peak until its decay begins, so
-    runs of other lengths share their steps up to there (warm-up, stable, decay: Hu et al. 2024,
-    MiniCPM, section 4).
+    So runs that differ in nothing else share one program.
     """
-    peak, end = config.learning_rate, config.learning_rate * config.final_ratio
+
+    peak: PyTree  # float32, like the next three
+    final_ratio: PyTree
+    weight_decay: PyTree
+    is_cosine: PyTree  # bool; else linear
+    warmup_steps: PyTree  # int32, like the next two
+    decay_start: PyTree
+    decay_steps: PyTree
+
+
+def optim_values(config: OptimConfig, steps: int) -> OptimValues:
+    """Compute the numbers of a run of `steps`.
+
+    wsd stays at the peak until its decay begins, so runs of other lengths share their steps up to
+    there (warm-up, stable, decay: Hu et al. 2024, MiniCPM, section 4).
+    """
     start = config.warmup_steps
     if config.schedule == "wsd":
         start = max(start, steps - round(config.decay_share * steps))
-    decay_steps = max(1, steps - start - 1)  # the last update has rate(steps - 1)
-    if config.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_ratio)
-    else:
-        decay = optax.linear_schedule(peak, end, decay_steps)
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return OptimValues(
+        peak=np.float32(config.learning_rate),
+        final_ratio=np.float32(config.final_ratio),
+        weight_decay=np.float32(config.weight_decay),
+        is_cosine=np.bool_(config.schedule == "cosine"),
+        warmup_steps=np.int32(config.warmup_steps),
+        decay_start=np.int32(start),
+        decay_steps=np.int32(max(1, steps - start - 1)),  # the last update has rate(steps - 1)
+    )
 
-    def rate(updates: Int[Array, ""] | int) -> Float[Array, ""]:
-        # Not a `where`: XLA would compute the cosine again in the update of every single array.
-        return jax.lax.cond(
-            updates < config.warmup_steps,
-            warmup,
-            lambda _: decay(jnp.maximum(updates - start, 0)),
-            updates,
-        )
 
-    return rate
+def learning_rate(values: OptimValues, updates: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Compute the rate after `updates`: linear warm-up from zero, then decay to `final_ratio`.
+
+    The first update has that of 0, zero with warm-up, and the last one `final_ratio` of the peak.
+    """
+
+    def warmup(_: Array) -> Array:
+        return values.peak * updates / jnp.maximum(values.warmup_steps, 1)
+
+    def decay(shape: Callable[[Array], Array], done: Array) -> Array:
+        left = shape((values.decay_steps - done) / values.decay_steps)  # from 1 to exactly 0
+        return values.peak * ((1 - values.final_ratio) * left + values.final_ratio)
+
+    cosine = functools.partial(decay, lambda left: 0.5 * (1 - jnp.cos(jnp.pi * left)))
+    linear = functools.partial(decay, lambda left: left)
+    done = jnp.clip(updates - values.decay_start, 0, values.decay_steps)
+    # Not a `where`: XLA would compute the cosine again in the update of every single array.
+    branch = jnp.where(updates < values.warmup_steps, 0, jnp.where(values.is_cosine, 1, 2))
+    return jax.lax.switch(branch, (warmup, cosine, linear), done)
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -94,18 +122,19 @@ def freeze(params: PyTree, model: ModelConfig) -> PyTree:
 
 
 def make_optimizer(
-    config: OptimConfig, steps: int, model: ModelConfig | None = None
+    config: OptimConfig, values: OptimValues, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:
     """Make the optimizer: gradient clipping if configured, then AdamW with its schedule.
 
     Only matrices decay. The hundreds of small arrays that do not are one vector to the optimizer: a
     much smaller program computes the same. Frozen parameters of `model` never change and have no
-    state.
+    state. Of `config` it reads what shapes the program: betas and the norm to clip to.
     """
-    adamw = functools.partial(optax.adamw, make_schedule(config, steps), config.b1, config.b2)
+    schedule = functools.partial(learning_rate, values)
+    adamw = functools.partial(optax.adamw, schedule, config.b1, config.b2)
     # `optax.flatten` joins the small arrays; on a matrix it would undo the sharding.
     parts = {
-        "decays": adamw(weight_decay=config.weight_decay),
+        "decays": adamw(weight_decay=values.weight_decay),
         "stays": optax.flatten(adamw(weight_decay=0.0)),
     }
     freezes = model is not None and freezes_any(model)

@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.parallel.preemption import PreemptionNotice
-from vlmae.parallel.processes import decided_by_main
+from vlmae.parallel.processes import decided_by_main, is_main_process
+from vlmae.runs.best import BestKeeper
 from vlmae.runs.checkpoint import Checkpoints
 from vlmae.runs.heartbeat import Heartbeat
 from vlmae.runs.inference import OnProgress
@@ -30,6 +31,7 @@ class Resources(NamedTuple):
     checkpoints: Checkpoints
     notice: PreemptionNotice
     log: TrainLog
+    best: BestKeeper
 
 
 def evaluate_missing(
@@ -41,7 +43,9 @@ def evaluate_missing(
     due = is_due(step, train.eval_every_steps) and step != train.steps
     if due and checkpoints.latest_step() == step:
         if decided_by_main(bool(log.writer.lacks_evaluation(step))):
-            log.writer.write(step, evaluate(state.params, mesh, evaluating(resources, step)))
+            values = evaluate(state.params, mesh, evaluating(resources, step))
+            log.writer.write(step, values)
+            resources.best.add(step, values, is_main_process())
 
 
 def evaluating(resources: Resources, step: int) -> OnProgress:
@@ -54,6 +58,36 @@ def evaluating(resources: Resources, step: int) -> OnProgress:
             notice.stop()
 
     return on_progress
+
+
+def best_result(state: TrainState, evaluate: Evaluate, resources: Resources) -> dict[str, float]:
+    """Evaluate the last step, and then the best one where that is another.
+
+    Returns:
+      The metrics of the best step, or of the last one of a run that keeps none.
+    """
+    mesh, checkpoints, best, result = resources.mesh, resources.checkpoints, resources.best, {}
+    last = int(state.step)
+    if not best.stops():  # else it was evaluated just now
+        result = evaluate(state.params, mesh, evaluating(resources, last))
+        resources.log.writer.write(last, result)
+        best.add(last, result, is_main_process())
+    checkpoints.manager.wait_until_finished()
+    step = best.step() if best.metric else last
+    if step in (None, last):
+        return result
+    resources.log.progress.print(f"{best.metric} was best at step {step}, which is the result")
+    state = restored(state, step, checkpoints)
+    return evaluate(state.params, mesh, evaluating(resources, step))
+
+
+def restored(state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:
+    """Replace a state by that of a checkpoint, in the same shards; deletes the one given."""
+    sharded = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    jax.tree.map(lambda x: x.delete(), state)  # there may be no room for two
+    return checkpoints.restore(step, sharded)
 
 
 def go_back(state: TrainState, step: int, error: NonFiniteLoss, resources: Resources) -> TrainState:
@@ -69,11 +103,7 @@ def go_back(state: TrainState, step: int, error: NonFiniteLoss, resources: Resou
         raise error
     log.progress.print(f"{error}; going back to the parameters of step {saved}")
     log.roll_back()
-    sharded = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    jax.tree.map(lambda x: x.delete(), state)  # there may be no room for two
-    before = checkpoints.restore(saved, sharded)
+    before = restored(state, saved, checkpoints)
     # Counts of the optimizer stand for the step, whose learning rate they give.
     moments = jax.tree.map(
         lambda x: x + (step - saved) if jnp.issubdtype(x.dtype, jnp.integer) else x,

@@ -1,7 +1,8 @@
 """The training step: its state, its program for an experiment, and the shapes it takes."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from vlmae.parallel.sharding import (
 )
 from vlmae.training.gradients import Gradients, make_gradients
 from vlmae.training.objectives import compute_losses
-from vlmae.training.optim import global_norm, make_optimizer
+from vlmae.training.optim import OptimValues, global_norm, make_optimizer, optim_values
 
 
 class TrainState(struct.PyTreeNode):
@@ -42,6 +43,22 @@ class TrainState(struct.PyTreeNode):
     step: PyTree  # int32, steps done
     params: PyTree
     opt_state: PyTree
+
+
+class RunValues(NamedTuple):
+    """Numbers of a run that its compiled step takes as inputs.
+
+    Runs of the same shapes that differ in these alone, or in their seed, share one program.
+    """
+
+    optim: OptimValues
+    weights: Mapping[str, PyTree]  # float32, of the objectives that are trained
+
+
+def run_values(config: ExperimentConfig) -> RunValues:
+    """Collect the numbers of an experiment, as NumPy scalars."""
+    weights = {name: np.float32(weight) for name, weight in config.objectives.weights.items()}
+    return RunValues(optim_values(config.optim, config.train.steps), weights)
 
 
 def train_step(
@@ -83,30 +100,35 @@ def skip_nonfinite(
 
 
 def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) -> Callable:
-    """Jit the `train_step` of an experiment, sharded in and out, with the old state donated."""
+    """Jit the `train_step` of an experiment, sharded in and out, with the old state donated.
+
+    Returns:
+      A function (state, batch, `run_values`) -> new state and metrics.
+    """
     model = build_model(config, deterministic=False, device=mesh.devices.flat[0])
     parts = config.optim.accumulate_steps
     groups = config.objectives.local_groups or batch_shards(mesh)
     shardings = state_shardings(state, mesh)
-    gradients = make_gradients(model, config.objectives, groups, parts)
 
-    def sharded_gradients(params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, dict]:
-        # As the parameters: left to itself, XLA cuts small gradients and the update of what
-        # `tensor` does not shard, and joins them again by a permutation for each array.
-        grads, metrics = gradients(params, batch, key)
-        return jax.lax.with_sharding_constraint(grads, shardings.params), metrics
+    def step(state: TrainState, batch: Batch, values: RunValues) -> tuple[TrainState, dict]:
+        gradients = make_gradients(model, config.objectives, groups, parts, values.weights)
 
-    step = functools.partial(
-        train_step,
-        gradients=sharded_gradients,
-        tx=make_optimizer(config.optim, config.train.steps, config.model),
-    )
-    if config.train.max_skipped_steps:
-        step = functools.partial(skip_nonfinite, step=step)
+        def sharded_gradients(params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, dict]:
+            # As the parameters: left to itself, XLA cuts small gradients and the update of what
+            # `tensor` does not shard, and joins them again by a permutation for each array.
+            grads, metrics = gradients(params, batch, key)
+            return jax.lax.with_sharding_constraint(grads, shardings.params), metrics
+
+        tx = make_optimizer(config.optim, values.optim, config.model)
+        update = functools.partial(train_step, gradients=sharded_gradients, tx=tx)
+        if config.train.max_skipped_steps:
+            return skip_nonfinite(state, batch, step=update)
+        return update(state, batch)
+
     # Donated, so that old and new state share their memory.
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -141,7 +163,7 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
         # batch.
         batch=jax.tree.map(jnp.zeros_like, abstract_batch(full_size, batch_size=2)),
         model=build_model(config),
-        tx=make_optimizer(config.optim, config.train.steps, config.model),
+        tx=make_optimizer(config.optim, run_values(config).optim, config.model),
         objectives=config.objectives,
     )
 

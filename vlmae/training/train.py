@@ -21,8 +21,10 @@ from vlmae.parallel.sharding import (
     make_mesh,
     process_part,
     put_batch,
+    replicated,
     state_shardings,
 )
+from vlmae.runs.best import BestKeeper
 from vlmae.runs.checkpoint import Checkpoints
 from vlmae.runs.disk import check_there
 from vlmae.runs.heartbeat import Heartbeat
@@ -41,6 +43,7 @@ from vlmae.training.read_ahead import ReadAhead
 from vlmae.training.recovery import (
     Evaluate,
     Resources,
+    best_result,
     evaluate_missing,
     evaluating,
     go_back,
@@ -58,6 +61,7 @@ from vlmae.training.step import (
     make_checked_mesh,
     make_init,
     make_step,
+    run_values,
 )
 from vlmae.training.train_log import NonFiniteLoss, TrainLog, measure_matrix_rate
 
@@ -68,8 +72,12 @@ def make_steps(
     parts: Sequence[Segment], mesh: jax.sharding.Mesh, state: PyTree, notify: Callable
 ) -> dict[ExperimentConfig, CompiledStep]:
     """Make a step for each config of the segments; it is compiled when it is first needed."""
-    configs = dict.fromkeys(part.config for part in parts)
-    return {config: CompiledStep(make_step(config, mesh, state), notify) for config in configs}
+
+    def step_of(config: ExperimentConfig) -> CompiledStep:
+        values = jax.device_put(run_values(config), replicated(mesh))  # once, not in each step
+        return CompiledStep(make_step(config, mesh, state), values, notify)
+
+    return {config: step_of(config) for config in dict.fromkeys(part.config for part in parts)}
 
 
 def start_state(
@@ -167,7 +175,7 @@ def train(
       resume_step: the checkpoint to go on from, in place of the last one.
 
     Returns:
-      The metrics of the final evaluation.
+      The metrics of the final evaluation, or of the best step with `train.best_metric`.
 
     Raises:
       UserError: see `check_workdir`, `start_state` and the checks of the mesh.
@@ -186,6 +194,8 @@ def train(
         heart = stack.enter_context(Heartbeat(workdir, config.train.max_idle_secs))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
         state, loaded = start_state(config, mesh, checkpoints, resume_step)
+        best = BestKeeper(config.train.best_metric, config.train.patience, workdir, checkpoints)
+        best.go_on_from(int(state.step))
         start, last = int(state.step), config.train.steps
         if is_main_process():
             if start < last:  # a run that goes back is complete no longer
@@ -205,17 +215,16 @@ def train(
             trace = stack.enter_context(Trace(workdir / "profile", progress.print, paused))
             steps = {key: TracedStep(step, trace) for key, step in steps.items()}
             evaluate = trace.around(evaluate)
-        resources = Resources(workdir, mesh, heart, checkpoints, notice, log)
+        resources = Resources(workdir, mesh, heart, checkpoints, notice, log, best)
         state = run_steps(config, state, batches, steps, evaluate, resources)
+        last = int(state.step)
         if is_main_process():
             check_there(workdir)
         try:
-            result = evaluate(state.params, mesh, evaluating(resources, last))
+            return best_result(state, evaluate, resources)
         except Preempted:
             progress.print(f"{notice}: step {last} is saved; the same command evaluates it")
             raise
-        writer.write(last, result)
-    return result
 
 
 def open_writers(
@@ -246,8 +255,10 @@ def run_steps(
     Raises:
       NonFiniteLoss, TooManyBadClips, Preempted: see `train`.
     """
-    workdir, mesh, heart, checkpoints, notice, log = resources
+    workdir, mesh, heart, checkpoints, notice, log, best = resources
     evaluate_missing(config, state, evaluate, resources)
+    if best.stops():
+        return state
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     parts, saved_at = segments(config), time.monotonic()
     for step in range(int(state.step) + 1, config.train.steps + 1):
@@ -283,8 +294,10 @@ def run_steps(
         if due.evaluate:
             try:
                 with log.meter.paused():
-                    on_progress = evaluating(resources, step)
-                    log.writer.write(step, evaluate(state.params, mesh, on_progress))
+                    values = evaluate(state.params, mesh, evaluating(resources, step))
+                    log.writer.write(step, values)
+                if best.add(step, values, is_main_process()) or best.stops():
+                    due = due._replace(save=True)
             except Preempted:  # it is done first of all when the run goes on
                 preempted = True
         if due.save or preempted:  # last: what a continued run does not do again is on record
@@ -295,6 +308,9 @@ def run_steps(
             log.progress.print(f"{notice}: saving step {step}; the same command goes on from it")
             raise notice.exit()
         log.progress.advance()
+        if best.stops():
+            log.progress.print(f"{best.metric} was no better in {best.patience} evaluations")
+            break
     return state
 
 

@@ -1,6 +1,7 @@
 """Metrics of a training loop: speed and memory, read late, checked, averaged and written."""
 
 import contextlib
+import functools
 import math
 import resource
 import time
@@ -14,7 +15,7 @@ from jaxtyping import Array, PyTree
 from data_pipelines.schema.checks import UserError
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.runs.metric_writer import MetricWriter, NullWriter, Progress
-from vlmae.training.optim import global_norm, make_schedule
+from vlmae.training.optim import global_norm, learning_rate, optim_values
 
 MATRIX_TIMINGS = 5  # the best of them counts
 BAD_CLIPS_JUDGED_AFTER = 1000  # clips seen before the share of bad ones may stop a run
@@ -61,7 +62,8 @@ class TrainLog:
         self.meter, self.bad_clips, self.pending = Meter(), 0, {}
         self.skipped = 0  # steps in a row
         self.rollbacks = 0
-        self._schedule = jax.jit(make_schedule(config.optim, config.train.steps))
+        values = optim_values(config.optim, config.train.steps)
+        self._schedule = functools.partial(jax.jit(learning_rate), values)
         self._norm = jax.jit(global_norm)
         # Compiled here, so that the time of the first report holds steps alone.
         jax.block_until_ready((self._schedule(start), self._norm(params)))

@@ -395,6 +395,16 @@ def test_predictions_and_intervals(model, params, pair_scores):
     assert {*result.intervals} == {f"{way}_{name}" for way in ("t2v", "v2t") for name in measures}
 
 
+def test_another_clip_of_the_same_caption_is_not_drawn_as_wrong(model, params):
+    data = make_data()
+    texts = data.texts._replace(captions=("the same",) * len(data.texts.captions))
+    result = evaluate(model, params, dataclasses.replace(data, texts=texts)).result
+    shown = [shown for item in result.items for shown in item.clips]
+    assert {x.right for x in shown if "same caption" in x.label} == {None}
+    described = {*data.texts.rows.tolist()}
+    assert {x.right for x in shown if x.row in described} == {True, None}
+
+
 def test_info_nce_at_a_temperature_of_another_split(model, params, pair_scores):
     """Against SciPy's softmax over all pairs; the copies of a right caption count together."""
     data, mesh = make_data(), make_mesh(MeshConfig(data=1), jax.devices()[:1])

@@ -22,6 +22,9 @@ from exported_models import config_with, random_clips, random_texts, run_params,
 from helpers import FIRST_WORD
 from safetensors.numpy import load_file, save_file
 
+import vlmae
+from data_pipelines.media.sampling import segment_times
+from data_pipelines.media.transforms import eval_view
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.checksum import SKIP, SUMS
 from data_pipelines.text.tokenize import load_tokenizer
@@ -79,6 +82,7 @@ def test_the_files(folder):
         "config.json",
         "model.safetensors",
         "modeling_vlmae.py",
+        "preprocessor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab.txt",
@@ -163,7 +167,7 @@ def test_the_exported_module_imports_nothing_but_torch():
     top = {name for node in tree.body for name in modules_of(node)}
     assert top - standard == {"torch"}
     anywhere = {name for node in ast.walk(tree) for name in modules_of(node)}
-    assert anywhere - standard == {"torch", "safetensors"}
+    assert anywhere - standard == {"torch", "safetensors", "PIL"}, "the last two where needed"
 
 
 def test_the_exported_module_runs_without_all_that_made_it(folder):
@@ -226,7 +230,15 @@ def test_auto_model(folder, monkeypatch, tmp_path):
     model, info = load(folder, trust_remote_code=True, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = scores_of(VideoLanguageModel.from_folder(folder))
-    np.testing.assert_array_equal(scores_of(model.eval()), expected)
+    model.eval()
+    inputs = [torch.tensor(x) for x in (random_clips(), *random_texts())]
+    with torch.no_grad():
+        video, text = model.encode_video(inputs[0]), model.encode_text(*inputs[1:])
+        np.testing.assert_array_equal(model.match(video, text).numpy(), expected)
+        output = model(*inputs)
+        logits = model.logits(video, text)
+    torch.testing.assert_close(output.logits_per_video, logits)
+    torch.testing.assert_close(output.logits_per_text, logits.T)
     model.save_pretrained(tmp_path / "again")
     again = VideoLanguageModel.from_folder(tmp_path / "again")
     np.testing.assert_array_equal(scores_of(again), expected)
@@ -235,6 +247,58 @@ def test_auto_model(folder, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match=f"{TENSORS} is damaged: not what SHA256SUMS says"):
             load(folder, trust_remote_code=True)
         load(folder, trust_remote_code=True, check_files=False)
+
+
+def videos_of_any_size() -> list[np.ndarray]:
+    """Wide, tall, odd and of the model's own size; longer and shorter than its frames."""
+    rng = np.random.default_rng(5)
+    shapes = [(9, 31, 47), (3, 40, 22), (1, 64, 64), (4, 16, 16), (2, 17, 16)]
+    return [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+
+
+def middles(clip: np.ndarray, count: int) -> np.ndarray:
+    """The frames that are shown at the times of evaluation, if the clip lasts a second."""
+    if len(clip) == 1:
+        return clip
+    return clip[(segment_times(1.0, count) * len(clip)).astype(int)]
+
+
+def test_pictures_go_in_as_in_evaluation(workdir, folder, monkeypatch, tmp_path):
+    """Pixels are equal, and embeddings to 1e-5: by torch alone, and by transformers' classes."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    ours, torch_model = vlmae.load(workdir), VideoLanguageModel.from_folder(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    auto = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    config = load_run(workdir).data
+    for clip in videos_of_any_size():
+        chosen = middles(clip, config.eval.num_frames)
+        frames = torch_model.prepare([clip])
+        np.testing.assert_array_equal(frames[0].numpy(), eval_view(chosen, config.image_size))
+        expected = ours.embed_video([chosen])
+        pixels = processor(clip, return_tensors="pt")["pixel_values"]
+        assert pixels.shape[2:] == (3, config.image_size, config.image_size)
+        with torch.no_grad():
+            found = [torch_model.get_video_features(frames), auto.get_video_features(pixels)]
+        for x in found:
+            np.testing.assert_allclose(x.numpy(), expected, rtol=0, atol=1e-5)
+    texts = [f"w{FIRST_WORD} w{FIRST_WORD + 3}", "w5 w6 w7"]
+    words = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    words.pop("token_type_ids", None)
+    with torch.no_grad():
+        found = auto.get_text_features(**words).numpy()
+        output = auto(pixels, **words)
+    np.testing.assert_allclose(found, ours.embed_text(texts), rtol=0, atol=1e-5)
+    expected = ours.logits([chosen], texts)
+    np.testing.assert_allclose(output.logits_per_video.numpy(), expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_no_clip_is_refused_with_its_shape(folder):
+    model = VideoLanguageModel.from_folder(folder)
+    with pytest.raises(ValueError, match=r"frames \[t h w 3\], not torch.float32 \[2, 8, 8"):
+        model.prepare([np.zeros((2, 8, 8, 3), np.float32)])
+    with pytest.raises(ValueError, match=r"float32 frames must be \[b f 3 16 16\], not \[1, 2"):
+        model.get_video_features(torch.zeros(1, 2, 16, 16, 3))
 
 
 def test_auto_tokenizer(workdir, folder):

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from vlmae.figures.answer_page import RIGHT, WRONG, Item, Shown, draw_page
+from vlmae.figures.answer_page import (
+    MIN_FRAME_SIDE,
+    RIGHT,
+    WRONG,
+    Item,
+    Line,
+    Shown,
+    draw_page,
+)
 
 SHADES = (40, 90, 140, 250)
 
@@ -35,3 +43,22 @@ def test_the_frame_says_what_is_right():
     items = [Item("?", [Shown(0, "yes", True), Shown(1, "no", False)])]
     pixels = np.asarray(draw_page(items, frames_of)).reshape(-1, 3)
     assert all((pixels == color).all(axis=1).any() for color in (RIGHT, WRONG))
+
+
+def colors_in(item: Item) -> set[tuple[int, ...]]:
+    pixels = np.asarray(draw_page([item], frames_of)).reshape(-1, 3)
+    return {tuple(map(int, color)) for color in np.unique(pixels, axis=0)}
+
+
+def test_truth_and_prediction_stand_apart_in_their_colors():
+    """A line each between title and clip; the legend comes only where there are colors."""
+    clip = [Shown(0, "", None)]
+    plain = Item("what is it?", clip, [Line("truth: a dog")])
+    wrong = Item("what is it?", clip, [Line("truth: a dog"), Line("answered: a cat", False)])
+    assert WRONG in colors_in(wrong) and not {RIGHT, WRONG} & colors_in(plain)
+    heights = [draw_page([item], frames_of).height for item in (plain, wrong)]
+    assert heights[0] < heights[1]
+
+
+def test_small_clips_are_enlarged():
+    assert draw_page([Item("?", [Shown(0, "", None)])], frames_of).height > MIN_FRAME_SIDE

@@ -21,6 +21,7 @@ CONFIG = override(
         "model.selector.kind": "mlp",
     },
 )
+RECONSTRUCTION = "reconstruction\n(seen patches pasted in)"
 CAPTIONS = ["a red circle", "a blue star"]
 
 
@@ -46,7 +47,7 @@ def test_rows_show_what_each_stage_leaves(traced):
         "visible: 5 of 16",
         "after block 0: 4",
         "after block 1: 3",
-        "reconstruction",
+        RECONSTRUCTION,
     ]
     np.testing.assert_array_equal(rows["frames"], batch.video)
     np.testing.assert_array_equal(gray(rows["visible: 5 of 16"][0]), trace.removed_mask[0])
@@ -58,7 +59,7 @@ def test_rows_show_what_each_stage_leaves(traced):
 
 def test_the_reconstruction_keeps_what_was_seen(traced):
     batch, _, trace = traced
-    painted = dict(p.picture_rows(CONFIG, trace))["reconstruction"]
+    painted = dict(p.picture_rows(CONFIG, trace))[RECONSTRUCTION]
     removed = trace.removed_mask.reshape(2, 4, 4, 4).repeat(4, axis=2).repeat(4, axis=3)
     np.testing.assert_array_equal(painted[~removed], np.asarray(batch.video)[~removed])
     assert (painted[removed] != np.asarray(batch.video)[removed]).mean() > 0.9
@@ -73,6 +74,26 @@ def test_chosen_frames_have_a_border_and_others_have_none(traced):
     corners = [image[top, p.LABEL_WIDTH + i * (side + MARGIN)] for i in range(4)]
     bordered = {i for i, corner in enumerate(corners) if (corner == p.SELECTED_COLOR).all()}
     assert bordered == set(trace.choice.frames[0].tolist()) and len(bordered) == 2
+
+
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_scores_are_read_on_frames_of_any_brightness(shade):
+    """White on black, whatever is behind."""
+    frames = [np.full((16, 16, 3), shade, np.uint8)] * 2
+    scores = np.array([0.25, -1.5], np.float32)
+    plain, scored = (np.asarray(p.strip("", frames, scores=s)) for s in (None, scores))
+    for i in range(2):
+        left = p.LABEL_WIDTH + i * (MIN_FRAME_SIDE + MARGIN)
+        box = scored[:, left : left + MIN_FRAME_SIDE]
+        changed = (box != plain[:, left : left + MIN_FRAME_SIDE]).any(axis=2)
+        ink = (box >= 200).all(axis=2) & (changed | (shade == 255))
+        rows, columns = np.nonzero((box <= 40).all(axis=2))
+        if shade:  # on black the backing is no change
+            assert len(rows) > 200, "a backing"
+            inside = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert inside.sum() > 20, "letters within it"
+        else:
+            assert ink.sum() > 20
 
 
 def test_without_mask_stages_selector_and_decoder_only_frames_are_left(traced):

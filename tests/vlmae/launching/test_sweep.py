@@ -33,6 +33,7 @@ from vlmae.runs.owner import own
 from vlmae.runs.result import last_step, read_result, write_result
 from vlmae.runs.workdir import write_run_metadata
 
+NEEDS = "needs --sweep NAMES, of ratio, seed, or --sweep FIELD=VALUE,VALUE"
 RATIO = "model.video.mask.ratio"
 # One objective compiles several times faster than all.
 QUICK = ["--objectives.vtm", "0", "--objectives.mlm", "0", "--objectives.mvm", "0"]
@@ -74,11 +75,45 @@ def test_a_run_in_use_is_left_out_of_a_sweep(tmp_path, capsys):
 
 
 def test_sweeps_by_name():
-    assert choose_sweeps(SWEEPS, "seed, ratio") == [SWEEPS[1], SWEEPS[0]]
+    for words in (["seed, ratio"], ["seed", "ratio"]):
+        assert choose_sweeps(SWEEPS, words) == [SWEEPS[1], SWEEPS[0]]
     with pytest.raises(ValueError, match="unknown sweep 'seeds'; there is: ratio, seed"):
-        choose_sweeps(SWEEPS, "ratio,seeds")
+        choose_sweeps(SWEEPS, ["ratio,seeds"])
     with pytest.raises(ValueError, match="unknown sweep 'seed'; there is: none"):
-        choose_sweeps((), "seed")
+        choose_sweeps((), ["seed"])
+
+
+def test_values_on_the_command_line():
+    """Beside a sweep of the file; numbers, words, lists, and names as flags have them."""
+    [ratios, *_] = sweeps = choose_sweeps(SWEEPS, [f"{RATIO}=0.5,0.75", "seed"])
+    assert list(ratios()) == [{RATIO: 0.5}, {RATIO: 0.75}]
+    runs = plan_runs(sweeps, Path("root"))
+    assert [(run.changes[RATIO], run.changes["seed"]) for run in runs] == [
+        *[(0.5, 0), (0.5, 1), (0.75, 0), (0.75, 1)],
+    ]
+    assert runs[0].workdir == Path("root/mask.ratio=0.5,seed=0")
+    [sweep] = choose_sweeps((), ["optim.warmup-steps=10, 1e2"])
+    assert list(sweep()) == [{"optim.warmup_steps": 10}, {"optim.warmup_steps": 100.0}]
+    [sweep] = choose_sweeps((), ["model.video.sparsify.stages=[1],[1,2]"])
+    assert [x["model.video.sparsify.stages"] for x in sweep()] == [[1], [1, 2]]
+    [sweep] = choose_sweeps((), ["x=cosine,True,null"])
+    assert [x["x"] for x in sweep()] == ["cosine", True, None]
+    with pytest.raises(ValueError, match="--sweep seed=1,: a value is missing"):
+        choose_sweeps((), ["seed=1,"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.rate=1", "run 0 of --sweep, optim.rate=1: unknown field optim.rate"),
+        (f"{RATIO}=0.5,1.5", f"run 1 of --sweep, {RATIO}=1.5: "),
+        ("optim.schedule=cosine,sine", "run 1 of --sweep, optim.schedule=sine: "),
+    ],
+)
+def test_a_mistake_on_the_command_line_starts_no_run(run_main, tmp_path, word, message):
+    _, error = run_main("--sweep", word, "--workdir", str(tmp_path / "sweep"))
+    assert message in error
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_sweeps_that_contradict_each_other():
@@ -206,10 +241,13 @@ def test_list_touches_nothing(run_main, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sweep", "rato"], "error: unknown sweep 'rato'; there is: ratio, seed"),
+        (
+            ["--sweep", "rato"],
+            "error: unknown sweep 'rato'; there is: ratio, seed; or give values: FIELD=VALUE,VALUE",
+        ),
         (["--sweep", "seed", "--index", "2"], "error: --index 2 is not in 0 ... 1"),
-        (["--list"], "error: --list needs --sweep NAMES; there is: ratio, seed"),
-        (["--index", "0"], "error: --index needs --sweep NAMES; there is: ratio, seed"),
+        (["--list"], f"error: --list {NEEDS}"),
+        (["--index", "0"], f"error: --index {NEEDS}"),
     ],
 )
 def test_mistakes_on_the_command_line(run_main, tmp_path, flags, message):
@@ -271,6 +309,21 @@ def is_quiet(path: Path) -> bool:
     before = path.stat().st_size
     time.sleep(1)
     return path.stat().st_size == before
+
+
+@pytest.mark.timeout(600)
+def test_runs_that_differ_in_values_alone_share_their_programs(command_line, script_env, tmp_path):
+    words = ["optim.learning-rate=1e-3,1e-2", "objectives.vtc=2.0"]
+    env = {key: x for key, x in script_env.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(command_line("--sweep", *words), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    programs = [path.name for path in (tmp_path / "sweep" / "programs").rglob("jit_*-cache")]
+    assert len([name for name in programs if name.startswith("jit_step-")]) == 1, programs
+    losses = [
+        next(line["loss/total"] for line in read_metrics(workdir) if line["step"] == 3)
+        for workdir in sorted((tmp_path / "sweep").glob("*learning_rate=*"))
+    ]
+    assert len({*losses}) == 2, "the program reads the rate"
 
 
 @pytest.mark.timeout(600)

@@ -20,7 +20,7 @@ from vlmae.parallel.sharding import path_name
 from vlmae.training.features import sample_mask
 from vlmae.training.gradients import loss_gradients
 from vlmae.training.init_weights import merge_params
-from vlmae.training.optim import freeze, is_frozen, make_optimizer
+from vlmae.training.optim import freeze, is_frozen, make_optimizer, optim_values
 
 KEY = jax.random.key(3)
 BATCH = random_batch(4, frames=4)
@@ -147,7 +147,7 @@ def test_a_step_changes_no_parameter_of_the_frozen_blocks_wherever_it_lies(kind,
     names = flat(parameters(override(config, shallow)))
     frozen = {name for name in names if re.match(r"(video|text)_encoder/(?!norm/)", name)}
     params = parameters(config)
-    tx = make_optimizer(config.optim, 10, config.model)
+    tx = make_optimizer(config.optim, optim_values(config.optim, 10), config.model)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     before, after = flat(params), flat(optax.apply_updates(params, updates))
     equal = {name for name in before if (before[name] == after[name]).all()}
@@ -165,7 +165,7 @@ def test_block_ten_is_not_block_one():
 def test_the_optimizer_has_no_state_for_frozen_parameters_and_leaves_them():
     config = adapted("side", **{"optim.weight_decay": 0.5, "optim.clip_norm": 1.0})
     params = init_params(build_model(config), BATCH)
-    tx = make_optimizer(config.optim, 10, config.model)
+    tx = make_optimizer(config.optim, optim_values(config.optim, 10), config.model)
     state = tx.init(params)
     names = flat(state)
     learned = [name for name in flat(params) if not is_frozen(name, config.model)]

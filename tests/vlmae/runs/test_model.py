@@ -105,7 +105,8 @@ def test_pretrained(workdir):
     model = vlmae.load(str(folder))
     assert_close(model.embed_video(random_clips()), clips)
     assert_close(model.embed_text(SENTENCES), sentences)
-    assert_close(model.similarity(random_clips(), SENTENCES), logits)
+    assert_close(model.similarity(random_clips(), SENTENCES), clips @ sentences.T)
+    assert_close(model.logits(random_clips(), SENTENCES), logits)
     assert_close(model.match(random_clips(), SENTENCES), match)
 
     flat = tokens(folder, [text for given in OPTIONS for text in given])

@@ -92,6 +92,14 @@ def test_results_show_score_and_name_and_play_the_file(folder):
     assert video["poster"] == thumbnail(folder / NASTY)
 
 
+def test_the_player_begins_at_the_time_that_fits_best(folder):
+    page = show_hits(folder, [Hit(NASTY, 0.5, secs=0.5)])
+    found = Elements(page)
+    [video] = [attrs for tag, attrs in found.elements if tag == "video"]
+    assert video["src"].endswith("#t=0.50") and found.text == f"0.500 {NASTY} at 0:00.5"
+    assert abs(picture(video["poster"]).mean()) < 3, "the first frame, not the middle one"
+
+
 def test_a_file_that_has_gone_is_said_to_be(folder):
     (folder / "b.mp4").unlink()
     assert "cannot be shown: not a readable video: No such file" in show_hits(

@@ -18,6 +18,7 @@ import tiny_experiment
 from PIL import Image
 
 from data_pipelines.loading.evaluation import eval_data
+from data_pipelines.media import decode
 from data_pipelines.media.transforms import eval_view
 from data_pipelines.media.video_writer import encode_video
 from data_pipelines.schema.config import SourceConfig
@@ -35,7 +36,7 @@ from vlmae.runs.inference import EvalContext
 from vlmae.runs.model import Model
 from vlmae.runs.workdir import save_config
 from vlmae.search import page
-from vlmae.search.command import answer, load_model, open_folder
+from vlmae.search.command import answer, examples, load_model, open_folder
 from vlmae.search.folder import FolderSearch, Update, index_path, update_index
 from vlmae.search.index import Index, block_paths, load_index
 
@@ -278,8 +279,49 @@ def test_the_command_line(workdir, folder, script_env):
     lines = done.stdout.splitlines()
     assert (lines[0], lines[3], len(lines)) == ("a red circle", "a blue star", 6)
     for line in lines[1:3] + lines[4:]:
-        score, name = line.split()
+        score, name = line.split("  at ")[0].split()
         assert -1 <= float(score) <= 1 and (folder / name).is_file()
+
+
+def test_json_and_search_by_a_clip(workdir, model, folder, capsys):
+    """A clip finds itself first; a text and a clip are a line of JSON each."""
+    [clip, *_] = sorted(folder.rglob("*.mp4"))
+    flags = ("--query", "a red circle", "--clip", clip, "--json", "--top-k", 3)
+    assert run_search(workdir, folder, *flags) == 0
+    by_text, by_clip = map(json.loads, capsys.readouterr().out.splitlines())
+    assert by_text["query"] == "a red circle" and by_clip["query"] == str(clip)
+    for found in (by_text, by_clip):
+        cosines = [hit["cosine"] for hit in found["clips"]]
+        assert len(cosines) == 3 and cosines == sorted(cosines, reverse=True)
+        for hit in found["clips"]:
+            assert Path(hit["path"]) == folder / hit["name"]
+            is_video = hit["name"].endswith(".mp4")
+            assert (hit["secs"] is not None) == is_video, "images have no time"
+    own = model.embed_video([clip])[0]
+    [self_hit] = [hit for hit in by_clip["clips"] if hit["path"] == str(clip)]
+    assert self_hit["cosine"] == pytest.approx(np.linalg.norm(own), abs=1e-5)
+
+
+def test_the_time_is_that_of_the_best_frame(workdir, model, folder):
+    """Of two frames, a quarter and three quarters into the clip."""
+    index = update(None, folder, model).index
+    [hits] = FolderSearch(folder, index, model).query(["a red circle"], 10, times=True)
+    text = model.embed_text(["a red circle"])[0]
+    for hit in hits:
+        if hit.secs is None:
+            continue
+        with decode.open_clip(folder / hit.name) as clip:
+            secs = clip.info.duration_secs
+        frames = model.embed_frames([folder / hit.name])[0] @ text
+        assert hit.score == pytest.approx(frames.mean(), abs=1e-5)
+        assert hit.secs == pytest.approx(secs * (0.25, 0.75)[frames.argmax()])
+
+
+def test_a_page_has_captions_of_the_evaluation_to_try(workdir, tmp_path):
+    known = [json.loads(x)["caption"] for x in (workdir / "retrieval.jsonl").open()]
+    found = examples(workdir)
+    assert 1 < len(found) <= 4 and {*found} <= {*known}
+    assert examples(tmp_path) == []
 
 
 def test_without_a_query_it_asks(workdir, folder, monkeypatch, capsys):
@@ -296,7 +338,9 @@ def test_without_a_query_it_asks(workdir, folder, monkeypatch, capsys):
     [
         (["--query", " "], "error: the query is empty"),
         (["--top-k", "0"], "error: --top-k must be at least 1, not 0"),
-        (["--serve", "--query", "a"], "error: --serve takes its queries in the page, not from"),
+        (["--serve", "--query", "a"], "error: --serve takes its queries in the page: not with"),
+        (["--serve", "--json"], "error: --serve takes its queries in the page: not with"),
+        (["--clip", "none.mp4"], "error: --clip none.mp4: no such file"),
         (["--serve"], 'error: --serve needs Gradio; install it with: pip install -e ".[search]"'),
     ],
 )

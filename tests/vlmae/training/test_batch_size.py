@@ -13,7 +13,7 @@ from vlmae.parallel.sharding import make_mesh
 from vlmae.training import batch_size as finding
 from vlmae.training.batch_size import batch_sizes, largest_that_fits, try_batch
 from vlmae.training.gpus import GIB, parse_target
-from vlmae.training.step import abstract_batch, make_init, make_step
+from vlmae.training.step import abstract_batch, make_init, make_step, run_values
 
 ONLY_VTC = {"objectives.vtm": 0.0, "objectives.mlm": 0.0, "objectives.mvm": 0.0}
 FLAGS = [x for name in ONLY_VTC for x in (f"--{name}", "0")]
@@ -94,7 +94,8 @@ def test_a_program_needs_what_it_reads_writes_and_keeps_between():
 def test_a_step_overwrites_the_state_that_it_is_given(tiny_config):
     config, mesh = tiny_vtc(tiny_config), make_mesh(MeshConfig(), jax.devices()[:1])
     state = jax.eval_shape(make_init(config), 0)
-    program = make_step(config, mesh, state).lower(state, abstract_batch(config)).compile()
+    shapes = state, abstract_batch(config), run_values(config)
+    program = make_step(config, mesh, state).lower(*shapes).compile()
     moments_and_parameters = sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves((state.params, state.opt_state))
     )

@@ -324,7 +324,7 @@ def test_a_step_is_traced_once_and_its_flops_are_logged(capsys):
     """The count is read from the trace that compiling makes."""
     traces = []
 
-    def step(state: jax.Array, batch: Batch) -> tuple[jax.Array, dict]:
+    def step(state: jax.Array, batch: Batch, _: None) -> tuple[jax.Array, dict]:
         traces.append(batch.video.shape)
         rows = batch.video.reshape(len(batch.video), -1) / 255.0
         return state, {"loss/total": (rows @ state).sum()}

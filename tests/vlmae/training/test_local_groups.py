@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 import tiny_experiment
 
@@ -49,7 +50,7 @@ def test_a_run_of_an_older_version_goes_on(config, tmp_path, monkeypatch):
 def test_the_step_gets_the_groups(config, monkeypatch):
     seen = []
 
-    def stop(model, objectives, shards, parts):
+    def stop(model, objectives, shards, parts, scales):
         seen.append(shards)
         raise StopIteration
 
@@ -57,8 +58,12 @@ def test_the_step_gets_the_groups(config, monkeypatch):
     devices(monkeypatch, 4)
     mesh = make_mesh(config.mesh)
     for count in (0, 2):
+        changes = {"objectives.local_groups": count, "model.text.vocab_size": 64}
+        changed = override(config, changes)
+        state = jax.eval_shape(step.make_init(changed), 0)
+        shapes = state, step.abstract_batch(changed), step.run_values(changed)
         with pytest.raises(StopIteration):
-            step.make_step(override(config, {"objectives.local_groups": count}), mesh, None)
+            step.make_step(changed, mesh, state).trace(*shapes)
     assert seen == [4, 2]
 
 

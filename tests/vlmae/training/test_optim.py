@@ -1,20 +1,39 @@
 """Learning-rate schedules, weight decay and clipping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from helpers import random_batch, small_model
+from jaxtyping import PyTree
 
 from vlmae.config.experiment import OptimConfig
 from vlmae.config.model import AdapterConfig, ModelConfig, VideoEncoderConfig
 from vlmae.models.video_language import clamp_temperature
 from vlmae.ops.losses import contrastive_loss
-from vlmae.training.optim import decay_mask, global_norm, make_optimizer, make_schedule
+from vlmae.training.optim import (
+    OptimValues,
+    decay_mask,
+    global_norm,
+    learning_rate,
+    make_optimizer,
+    optim_values,
+)
 from vlmae.training.step import TrainState, train_step
 
 # --- the schedule
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    return functools.partial(learning_rate, optim_values(config, steps))
+
+
+def adamw(steps: int, model: ModelConfig | None = None, **fields) -> optax.GradientTransformation:
+    config = OptimConfig(**fields)
+    return make_optimizer(config, optim_values(config, steps), model)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +86,14 @@ PARAMS = {
 def test_the_cosine_is_not_computed_for_every_array():
     """XLA copies what is one number into whatever reads it, unless it comes from a branch."""
     params = {str(i): PARAMS for i in range(3)}
-    tx = make_optimizer(OptimConfig(warmup_steps=2), 10)
-    update = jax.jit(tx.update).lower(params, tx.init(params), params)
+    config = OptimConfig(warmup_steps=2)
+    values = optim_values(config, 10)
+
+    def run(values: OptimValues, *state: PyTree) -> PyTree:
+        return make_optimizer(config, values).update(*state)
+
+    state = make_optimizer(config, values).init(params)
+    update = jax.jit(run).lower(values, params, state, params)
     assert update.compile().as_text().count(" cosine(") == 2, "for what decays and for the rest"
 
 
@@ -81,7 +106,7 @@ def test_only_matrices_decay():
 
 
 def test_the_optimizer_applies_weight_decay_by_the_mask():
-    tx = make_optimizer(OptimConfig(learning_rate=0.5, weight_decay=0.2), steps=10)
+    tx = adamw(10, learning_rate=0.5, weight_decay=0.2)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
     expected = jax.tree.map(lambda decays: -0.5 * 0.2 * decays, decay_mask(PARAMS))
@@ -90,7 +115,7 @@ def test_the_optimizer_applies_weight_decay_by_the_mask():
 
 @pytest.mark.parametrize(("clip_norm", "expected"), [(0.0, 5.0), (2.0, 2.0), (9.0, 5.0)])
 def test_gradients_are_clipped_to_the_configured_norm(clip_norm, expected):
-    tx = make_optimizer(OptimConfig(clip_norm=clip_norm, b1=0.9), steps=10)
+    tx = adamw(10, clip_norm=clip_norm, b1=0.9)
     params = {"a": {"kernel": jnp.ones((1, 1))}, "bias": jnp.ones(1)}
     gradient = {"a": {"kernel": jnp.full((1, 1), 3.0)}, "bias": jnp.full(1, 4.0)}
     _, state = tx.update(gradient, tx.init(params), params)
@@ -107,7 +132,8 @@ def test_joined_arrays_are_updated_as_one_by_one(frozen):
     plain = optax.adamw(
         make_schedule(config, 10), config.b1, config.b2, weight_decay=0.3, mask=decay_mask
     )
-    tx, keys = make_optimizer(config, 10, model), jax.random.split(jax.random.key(0), 3)
+    tx = make_optimizer(config, optim_values(config, 10), model)
+    keys = jax.random.split(jax.random.key(0), 3)
     ours, theirs, states = params, params, [tx.init(params), plain.init(params)]
     for key in keys:
         gradient = jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), params)
