@@ -37,7 +37,7 @@ def smaug(
             "objectives.mvm": 0.0,
             "optim.learning_rate": 1e-5,
             "optim.final_ratio": 0.1,
-            "optim.warmup_steps": 0,  # the schedule of a data set sets it, with its steps
+            "optim.warmup_share": 0.0,  # the schedule of a data set sets it
             "train.init_from": "runs/smaug_pretrain_stage2",
             **changes,
         },
@@ -101,21 +101,18 @@ FIVE_OPTIONS = QUESTIONS | {
 }
 
 
-def schedule(examples: int, epochs: int, warmup: float = 0.0, batch_size: int = 128) -> Changes:
-    """Set steps and warm-up for a number of epochs; evaluate and save after every epoch.
+def schedule(epochs: int, warmup: float = 0.0, batch_size: int = 128) -> Changes:
+    """Set a number of epochs; evaluate and save after every epoch.
 
     Args:
-      examples: number of training examples, an epoch.
-      epochs: number of epochs.
-      warmup: warm-up steps, as a fraction of all steps.
+      epochs: number of epochs: passes over the captions, questions or labeled clips.
+      warmup: warm-up, as a share of all steps.
       batch_size: clips in a step.
     """
-    epoch_steps = examples // batch_size
-    steps = epochs * epoch_steps
     return {
         "data.batch_size": batch_size,
-        "optim.warmup_steps": int(warmup * steps),
-        "train.steps": steps,
-        "train.eval_every_steps": epoch_steps,
-        "train.save_every_steps": epoch_steps,
+        "optim.warmup_share": warmup,
+        "train.epochs": float(epochs),
+        "train.eval_every_epochs": 1.0,
+        "train.save_every_epochs": 1.0,
     }

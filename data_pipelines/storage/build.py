@@ -36,6 +36,7 @@ from data_pipelines.storage.stored import (
     write_missing_texts,
 )
 from data_pipelines.storage.tasks import Tally
+from data_pipelines.storage.waiting import waiting
 
 
 def build(
@@ -45,6 +46,7 @@ def build(
     num_shards: int | None = None,
     part: tuple[int, int] | None = None,
     add: bool = False,
+    overwrite: bool = False,
 ) -> pathlib.Path:
     """Prepare a data set unless it is there already, and return its folder.
 
@@ -58,6 +60,7 @@ def build(
       part: (i, n) writes only every n-th shard, from the i-th on, and finishes nothing: for n
         machines that share a file system. Afterwards a call without it finishes.
       add: adds the clips to the data set that is there, as a new version.
+      overwrite: prepares it anew, as a new version; the old one stays for runs that read it.
 
     Returns:
       The prepared folder; the unfinished one if only a part was asked for.
@@ -68,7 +71,7 @@ def build(
     # The version is part of the path, so a running training keeps the files that it has open.
     root, builder.workers = builder.data_dir / builder.name, workers
     ready = newest_version(root, builder.version)
-    if ready and not add and (has_all_texts(ready) or not os.access(root, os.W_OK)):
+    if ready and not (add or overwrite) and (has_all_texts(ready) or not os.access(root, os.W_OK)):
         return ready  # without a lock, which a read-only folder would refuse
     # Several jobs of a sweep may start at once and all want the data.
     with _lock(root / ".lock") as lock:
@@ -76,21 +79,26 @@ def build(
         if before:
             shutil.rmtree(before / "work", ignore_errors=True)  # of one killed at the very end
             write_missing_texts(before)
-        if before and not add:
+        if before and not (add or overwrite):
             return before
         _check_add(builder, root, before, add)
         # A new version with links: the old one stays readable, and no clip is stored twice.
         version = _next_version(before) if before else builder.version
         space = Workspace(root / f"incomplete.{version}")
-        plan = _plan(builder, space, num_shards, before)
+        old, before = (before, None) if overwrite else (None, before)
+        plan = _plan(builder, space, num_shards, before, overwrite)
         # Parts are written at the same time; the last step waits for those that are not finished.
         # Two locks: planning is for one process alone, writing parts for any number, finishing for
         # one after all of them.
         with _lock(root / ".shards.lock", shared=part is not None):
             if part:
                 fcntl.flock(lock, fcntl.LOCK_UN)
-            _write(builder, space, plan, workers, part)
-            return space.folder if part else _finish(builder, space, plan, before)
+            with waiting(f"{builder.name}: reading and checking media"):
+                _write(builder, space, plan, workers, part)
+            folder = space.folder if part else _finish(builder, space, plan, before)
+    if old and not part:
+        print(f"{builder.name}: {old} stays, remove it if no run needs it", file=sys.stderr)
+    return folder
 
 
 def _check_add(
@@ -107,7 +115,8 @@ def _check_add(
 def _finish(
     builder: VideoTextBuilder, space: Workspace, plan: planning.Plan, before: pathlib.Path | None
 ) -> pathlib.Path:
-    stored = finish(builder, space, plan, before)
+    with waiting(f"{builder.name}: finishing"):
+        stored = finish(builder, space, plan, before)
     counts = ", ".join(f"{split} {count}" for split, count in stored.items())
     print(f"{builder.name}: stored {counts}", file=sys.stderr)
     # The rename is the last step: a folder with this name is whole.
@@ -117,10 +126,16 @@ def _finish(
 
 
 def _plan(
-    builder: VideoTextBuilder, space: Workspace, shards: int | None, before: pathlib.Path | None
+    builder: VideoTextBuilder,
+    space: Workspace,
+    shards: int | None,
+    before: pathlib.Path | None,
+    overwrite: bool,
 ) -> planning.Plan:
-    """Return the plan that is there, or a new one."""
+    """Return the plan that is there, or a new one; `overwrite` takes no plan of another request."""
     plan = planning.read_plan(space)
+    if plan and overwrite and not planning.is_request(plan, planning.request_of(builder, shards)):
+        plan = None
     if plan:
         planning.check_same_request(plan, planning.request_of(builder, shards), space.folder)
         return plan
@@ -128,7 +143,8 @@ def _plan(
         shutil.rmtree(leftover, ignore_errors=True)  # of older versions, or without a plan
     space.work.mkdir(parents=True)
     print(f"{builder.name}: preparing {space.folder.parent}", file=sys.stderr)
-    plan = planning.make_plan(builder, space, shards)
+    with waiting(f"{builder.name}: listing clips and texts"):
+        plan = planning.make_plan(builder, space, shards)
     # A repeated --add would store every clip again under new names.
     if before and planning.is_part_of(plan, before):
         shutil.rmtree(space.folder)

@@ -104,11 +104,12 @@ def report_skipped(
     tally = _list_skipped(space, found)
     planning.check_not_empty(builder, counts, tally)
     message = planning.check_bad_ratio(builder, tally, plan.num_examples, space)
+    listed = space.folder.with_name(space.version) / planning.SKIPPED_FILE
     for reason, count in tally.parts.most_common():
-        text = f"{builder.name}: left out {count} {reason}, see skipped.jsonl"
+        text = f"{builder.name}: left out {count} {reason}, see {listed}"
         print(visible(text), file=sys.stderr)
     if message:
-        print(visible(f"{message}; skipped, see skipped.jsonl"), file=sys.stderr)
+        print(visible(f"{message}; skipped, see {listed}"), file=sys.stderr)
 
 
 def _list_skipped(space: Workspace, found: Iterable[Skipped]) -> Tally:

@@ -5,10 +5,11 @@ interrupted goes on by it, and several machines share one.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.media.reencode import Reencode
@@ -49,9 +50,11 @@ class Plan:
 
     @property
     def same_inputs(self) -> bool:
-        """True if no annotation file has changed since it was read."""
-        files = self.request["inputs"]
-        return files == _state(map(pathlib.Path, files))
+        """True if every annotation file is there and says what it said when it was read."""
+        return not any(
+            _has_changed(pathlib.Path(path), state, if_gone=True)
+            for path, state in self.request["inputs"].items()
+        )
 
 
 def make_plan(builder: VideoTextBuilder, space: Workspace, shards: int | None) -> Plan:
@@ -132,6 +135,12 @@ def request_of(builder: VideoTextBuilder, shards: int | None) -> dict[str, Any]:
     return settings
 
 
+def is_request(plan: Plan, request: Mapping[str, Any]) -> bool:
+    """Return True if a plan was made by a request, and its inputs are what they were."""
+    own = {name: value for name, value in plan.request.items() if name != "inputs"}
+    return own == request and plan.same_inputs
+
+
 def check_same_request(plan: Plan, request: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Refuse to go on with a preparation that was begun in another way.
 
@@ -166,21 +175,24 @@ def check_same_set(builder: VideoTextBuilder, folder: pathlib.Path) -> None:
 
     def differences(part: dict) -> list[str]:
         inputs = part.get("inputs", {})
-        now = _state(map(pathlib.Path, inputs))
         return [
             *(
                 f"{k}={part.get(k)}, not {v}"
                 for k, v in wanted.items()
                 if not _same(part.get(k), v)
             ),
-            *(f"{path} has changed since" for path, state in now.items() if state != inputs[path]),
+            *(
+                f"{path} has changed since"
+                for path, state in inputs.items()
+                if _has_changed(pathlib.Path(path), state)
+            ),
         ]
 
     found = min(map(differences, _read_parts(folder)), key=len, default=[])
     check(
         not found,
-        f"{folder} holds another set ({'; '.join(found)}): give another name or --data-dir, add "
-        "these clips with --add, or remove that folder",
+        f"{folder} holds another set ({'; '.join(found)}): prepare it again with --overwrite, add "
+        "these clips with --add, or give another name or --data-dir",
     )
 
 
@@ -201,7 +213,17 @@ def note_part(space: Workspace, plan: Plan, before: pathlib.Path | None) -> None
 
 def is_part_of(plan: Plan, folder: pathlib.Path) -> bool:
     """Return True if a part of a prepared folder was made by the same request."""
-    return dict(plan.request) in _read_parts(folder)
+    return any(_is_same_part(plan.request, part) for part in _read_parts(folder))
+
+
+def _is_same_part(request: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Compare requests; of the files of two the time of change does not count."""
+
+    def timeless(inputs: Mapping[str, list]) -> dict[str, list]:
+        return {path: [size, *more[1:]] for path, (size, *more) in inputs.items()}
+
+    one, other = ({**x, "inputs": timeless(x.get("inputs", {}))} for x in (request, part))
+    return one == other
 
 
 def _read_parts(folder: pathlib.Path) -> list[dict]:
@@ -251,9 +273,33 @@ def check_not_empty(builder: VideoTextBuilder, counts: Mapping[str, int], tally:
         check(count > 0, f"{builder.name}: split {split!r} has no usable example{tally.why()}")
 
 
-def _state(paths) -> dict[str, list[int]]:
-    """Return size and time of change of each file that is there."""
-    # Size and time, not a digest: annotation files may have gigabytes, and this runs at every
-    # start.
-    stats = {str(path): path.stat() for path in paths if path.is_file()}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+def _state(paths: Iterable[pathlib.Path]) -> dict[str, list[int | str]]:
+    """Return size, time of change and digest of each file that is there."""
+    stats = {path: path.stat() for path in paths if path.is_file()}
+    return {
+        str(path): [stat.st_size, stat.st_mtime_ns, _digest(path)] for path, stat in stats.items()
+    }
+
+
+def _has_changed(path: pathlib.Path, state: Sequence[int | str], *, if_gone: bool = False) -> bool:
+    """Return True if a file says something else than when its state was taken.
+
+    Args:
+      path: the file.
+      state: see `_state`; those of older versions have no digest.
+      if_gone: the result for a file that is not there.
+    """
+    if not path.is_file():
+        return if_gone
+    size, time, *digest = state
+    stat = path.stat()
+    # The file is read again only where its time differs: it may have gigabytes, and a copy or a
+    # checkout of the same text is no change.
+    if [stat.st_size, stat.st_mtime_ns] == [size, time]:
+        return False
+    return stat.st_size != size or digest != [_digest(path)]
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

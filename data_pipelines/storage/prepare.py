@@ -1,9 +1,10 @@
 r"""Prepare a data set: `vlmae prepare shapes --data-dir DIR`.
 
-Your own data come in through manifests (see `builders/manifest.py`):
+Your own data come in through manifests (tables or JSON, see `builders/manifest.py`), or as a folder
+of clips with texts beside them or sorted into classes (`builders/folder.py`):
 
-    vlmae prepare manifest --name mine --split train=train.jsonl \
-        --split test=test.jsonl
+    vlmae prepare manifest --name mine --split train=train.csv --split test=test.csv
+    vlmae prepare folder --name mine --split train=clips
 
 Annotation files of other public code bases, in any usual form, and media in tar shards or Parquet:
 
@@ -38,6 +39,8 @@ shards, as a job array does, and the command without `--shards` then finishes:
 Further clips are added to a data set as a part of their own; the records that are there stay:
 
     vlmae prepare manifest --name mine --split train=more.jsonl --add
+
+After an edit of what they were made from, `--overwrite` prepares them again, as a new version.
 """
 
 import argparse
@@ -46,7 +49,7 @@ import sys
 from collections.abc import Sequence
 
 from data_pipelines.media.reencode import Reencode
-from data_pipelines.schema.checks import UserError, visible
+from data_pipelines.schema.checks import UserError, check, visible
 from data_pipelines.schema.config import DataConfig
 from data_pipelines.storage.build import build
 from data_pipelines.storage.builders.recognize import describe_folder
@@ -54,21 +57,21 @@ from data_pipelines.storage.builders.registry import BUILDERS, PUBLISHED, builde
 from data_pipelines.storage.plan import check_same_set
 from data_pipelines.storage.stored import read_form
 
-_NAMED = ("manifest", "annotations", "webdataset", "parquet")
+_NAMED = ("manifest", "folder", "annotations", "webdataset", "parquet")
 _OF_NAMED = ", ".join(_NAMED)
 # Which data sets take a flag.
 _FLAGS_OF = {
     "name": _NAMED,
     "split": _NAMED,
     "list": ("annotations",),
-    "field": ("annotations", "webdataset", "parquet"),
+    "field": ("manifest", "annotations", "webdataset", "parquet"),
     "paragraphs": ("annotations",),
     "match_captions": ("annotations",),
-    "manual_dir": (*PUBLISHED, "annotations"),
+    "manual_dir": (*PUBLISHED, "manifest", "annotations"),
     "allow_other_counts": tuple(PUBLISHED),
 }
 _PAIRS = {"split": "splits", "list": "lists", "field": "fields"}  # flag -> argument
-_WORK_FLAGS = ("workers", "num_shards", "part", "add")
+_WORK_FLAGS = ("workers", "num_shards", "part", "add", "overwrite")
 _FORM_FLAGS = ("short_side", "fps", "key_frames")
 
 
@@ -83,6 +86,7 @@ def prepare(
     num_shards: int | None = None,
     part: tuple[int, int] | None = None,
     add: bool = False,
+    overwrite: bool = False,
     **options,
 ) -> pathlib.Path:
     """Build a data set unless it is there already, and return its folder.
@@ -97,6 +101,7 @@ def prepare(
       num_shards: see `build`.
       part: see `build`.
       add: see `build`.
+      overwrite: see `build`.
       **options: further arguments of the builder.
 
     Raises:
@@ -106,12 +111,14 @@ def prepare(
     if name not in BUILDERS:
         raise UserError(
             f"unknown data set {name!r}; known: {', '.join(BUILDERS)}. Data sets without a builder "
-            "come in through JSON-lines files: vlmae prepare manifest "
+            "come in through tables, JSON or folders: vlmae prepare manifest "
             f"--name {name} --split train=PATH"
         )
     common = {"data_dir": data_dir, "max_bad_ratio": max_bad_ratio, "reencode": reencode}
     builder = builder_class(name)(**common, **options)
-    folder = build(builder, workers=workers, num_shards=num_shards, part=part, add=add)
+    check(not (add and overwrite), "--add keeps what is there: not with --overwrite")
+    work = {"workers": workers, "num_shards": num_shards, "part": part}
+    folder = build(builder, **work, add=add, overwrite=overwrite)
     # Asked for no inputs: whatever is there will do.
     if any(options.values()) and part is None and not add:
         check_same_set(builder, folder)
@@ -189,8 +196,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--manual-dir",
         "--media",
-        help="published data sets: the folder with annotation files and media; annotations: the "
-        "folder of the media",
+        help="published data sets: the folder with annotation files and media; manifest, "
+        "annotations: the folder of the media",
     )
     parser.add_argument(
         "--allow-other-counts",
@@ -202,7 +209,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "--split",
         action="append",
         metavar="SPLIT=PATH",
-        help=f"{_OF_NAMED}: a file, or several such as 'a/{{00..99}}.tar'; once for each split",
+        help=f"{_OF_NAMED}: a file, a folder, or several such as 'a/{{00..99}}.tar'; once for each "
+        "split",
     )
     parser.add_argument(
         "--list",
@@ -214,8 +222,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "--field",
         action="append",
         metavar="ROLE=NAME",
-        help="annotations, webdataset, parquet: the field that holds the media, caption, question, "
-        "answer, options or kind, where it has an unusual name",
+        help="manifest, annotations, webdataset, parquet: the field or column of the media, "
+        "caption, question, answer, options or kind, where it has an unusual name",
     )
     parser.add_argument(
         "--paragraphs",
@@ -256,6 +264,11 @@ def _add_work_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--add", action="store_true", help="add the clips to the data set of that name"
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="prepare the data set again, say after an edit, as a new version; the old one stays",
     )
 
 

@@ -24,7 +24,7 @@ def get_config() -> ExperimentConfig:
         SourceConfig("", "val", num_frames=16),
         {
             "data.task": "labels",
-            **schedule(480_000, epochs=5, warmup=0.05),
+            **schedule(epochs=5, warmup=0.05),
             "data.text_len": 512,
             **NO_PRETRAINING,
             "objectives.label": 1.0,

@@ -25,9 +25,6 @@ from vlmae.config.model import (
     VideoEncoderConfig,
 )
 
-BATCH_SIZE, EPOCHS = 256, 10
-EPOCH_STEPS = (smaug_pretrain.WEBVID_CLIPS + smaug_pretrain.CC3M_IMAGES) // BATCH_SIZE
-
 
 def get_config() -> ExperimentConfig:
     """B/16 unmasked, 12 text layers, 3 layers of sampler and fusion with one attention each."""
@@ -38,7 +35,7 @@ def get_config() -> ExperimentConfig:
         data=replace(
             smaug.data,
             train=(replace(clips, num_frames=4), images),
-            batch_size=BATCH_SIZE,
+            batch_size=256,
             text_len=40,
         ),
         model=ModelConfig(
@@ -51,12 +48,12 @@ def get_config() -> ExperimentConfig:
         optim=OptimConfig(
             learning_rate=1e-4,
             schedule="linear",
-            warmup_steps=EPOCHS * EPOCH_STEPS // 20,
+            warmup_share=0.05,
             final_ratio=0.0,
             b2=0.98,
             weight_decay=1e-3,
         ),
-        train=replace(smaug.train, steps=EPOCHS * EPOCH_STEPS, eval_every_steps=EPOCH_STEPS),
+        train=smaug.train,  # as many epochs
     )
 
 

@@ -28,7 +28,7 @@ def msrvtt() -> ExperimentConfig:
 
     vlmae prepare msrvtt_qa --manual-dir DIR
     """
-    epochs = schedule(158_581, epochs=10, warmup=0.05)
+    epochs = schedule(epochs=10, warmup=0.05)
     return question_answering("msrvtt_qa", CLASSIFIED | epochs | {"data.max_classes": 1500})
 
 
@@ -41,7 +41,7 @@ def msvd() -> ExperimentConfig:
     vlmae prepare msvd_qa --manual-dir DIR
     """
     changes = {"data.max_classes": 2423, "optim.clip_norm": 20.0}
-    epochs = schedule(30_933, epochs=15, warmup=0.05)
+    epochs = schedule(epochs=15, warmup=0.05)
     return question_answering("msvd_qa", CLASSIFIED | epochs | changes)
 
 
@@ -50,7 +50,7 @@ def tgif_frame() -> ExperimentConfig:
 
     vlmae prepare tgif_frame --manual-dir DIR
     """
-    epochs = schedule(39_392, epochs=10, warmup=0.05)
+    epochs = schedule(epochs=10, warmup=0.05)
     return question_answering("tgif_frame", CLASSIFIED | epochs)
 
 
@@ -59,7 +59,7 @@ def tgif_action() -> ExperimentConfig:
 
     vlmae prepare tgif_action --manual-dir DIR
     """
-    epochs = schedule(20_475, epochs=10, warmup=0.05, batch_size=64)
+    epochs = schedule(epochs=10, warmup=0.05, batch_size=64)
     return question_answering("tgif_action", FIVE_OPTIONS | epochs | {"data.flip": False})
 
 
@@ -68,7 +68,7 @@ def tgif_transition() -> ExperimentConfig:
 
     vlmae prepare tgif_transition --manual-dir DIR
     """
-    epochs = schedule(52_704, epochs=10, warmup=0.05, batch_size=64)
+    epochs = schedule(epochs=10, warmup=0.05, batch_size=64)
     return question_answering("tgif_transition", FIVE_OPTIONS | epochs | {"data.flip": False})
 
 

@@ -25,8 +25,7 @@ def msrvtt() -> ExperimentConfig:
     return retrieval(
         "msrvtt",
         "msrvtt_7k",
-        schedule(7010 * 20, epochs=5, warmup=0.05)
-        | {"data.text_len": 40, "optim.learning_rate": 2.5e-5},
+        schedule(epochs=5, warmup=0.05) | {"data.text_len": 40, "optim.learning_rate": 2.5e-5},
     )
 
 
@@ -38,7 +37,7 @@ def didemo() -> ExperimentConfig:
     return retrieval(
         "didemo",
         "didemo",
-        schedule(8395, epochs=10, warmup=0.05)
+        schedule(epochs=10, warmup=0.05)
         | {"data.text_len": 50, "optim.learning_rate": 4e-5, "optim.clip_norm": 20.0},
     )
 

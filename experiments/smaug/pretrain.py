@@ -23,8 +23,7 @@ from vlmae.config.model import (
 )
 
 WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
-BATCH_SIZE, EPOCHS = 512, 10
-EPOCH_STEPS = (WEBVID_CLIPS + CC3M_IMAGES) // BATCH_SIZE
+EPOCHS = 10.0
 
 
 def get_config() -> ExperimentConfig:
@@ -37,7 +36,7 @@ def get_config() -> ExperimentConfig:
                 SourceConfig("cc3m", "train", num_frames=1, weight=CC3M_IMAGES),
             ),
             eval=SourceConfig("", "val", num_frames=4),
-            batch_size=BATCH_SIZE,
+            batch_size=512,
             eval_batch_size=64,
             image_size=224,
             text_len=32,
@@ -50,14 +49,14 @@ def get_config() -> ExperimentConfig:
         ),
         optim=OptimConfig(
             learning_rate=1e-4,
-            warmup_steps=EPOCH_STEPS,
+            warmup_share=1 / EPOCHS,
             final_ratio=0.01,
             weight_decay=0.02,
         ),
         train=TrainConfig(
-            steps=EPOCHS * EPOCH_STEPS,
+            epochs=EPOCHS,
             log_every_steps=50,
-            eval_every_steps=EPOCH_STEPS,
+            eval_every_epochs=1.0,
             save_every_steps=2000,
         ),
     )

@@ -18,8 +18,7 @@ from vlmae.cli.experiment import main
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.model import FrameSelectorConfig
 
-BATCH_SIZE, EPOCHS = 128, 5
-EPOCH_STEPS = smaug_pretrain.WEBVID_CLIPS // BATCH_SIZE
+EPOCHS = 5.0
 
 
 def get_config() -> ExperimentConfig:
@@ -36,14 +35,9 @@ def get_config() -> ExperimentConfig:
         stage1,
         name="smaug_pretrain_stage2",
         model=model,
-        data=dataclasses.replace(stage1.data, train=(clips,), batch_size=BATCH_SIZE),
-        optim=dataclasses.replace(stage1.optim, learning_rate=5e-5, warmup_steps=EPOCH_STEPS),
-        train=dataclasses.replace(
-            stage1.train,
-            steps=EPOCHS * EPOCH_STEPS,
-            eval_every_steps=EPOCH_STEPS,
-            init_from="runs/smaug_pretrain",
-        ),
+        data=dataclasses.replace(stage1.data, train=(clips,), batch_size=128),
+        optim=dataclasses.replace(stage1.optim, learning_rate=5e-5, warmup_share=1 / EPOCHS),
+        train=dataclasses.replace(stage1.train, epochs=EPOCHS, init_from="runs/smaug_pretrain"),
     )
 
 

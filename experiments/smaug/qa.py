@@ -22,7 +22,7 @@ def msrvtt() -> ExperimentConfig:
 
     vlmae prepare msrvtt_qa --manual-dir DIR
     """
-    return question_answering("msrvtt_qa", 158_581)
+    return question_answering("msrvtt_qa")
 
 
 def activitynet() -> ExperimentConfig:
@@ -30,16 +30,16 @@ def activitynet() -> ExperimentConfig:
 
     vlmae prepare activitynet_qa --manual-dir DIR
     """
-    return question_answering("activitynet_qa", 32_000)
+    return question_answering("activitynet_qa")
 
 
-def question_answering(dataset: str, questions: int) -> ExperimentConfig:
-    """Build the config of one data set with so many training questions."""
+def question_answering(dataset: str) -> ExperimentConfig:
+    """Build the config of one data set."""
     return smaug(
         f"smaug_{dataset}",
         SourceConfig(dataset, "train", num_frames=4),
         SourceConfig("", "test", num_frames=12),
-        DECODED_ANSWERS | schedule(questions, epochs=10, warmup=0.05),
+        DECODED_ANSWERS | schedule(epochs=10, warmup=0.05),
     )
 
 

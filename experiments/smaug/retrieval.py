@@ -24,7 +24,7 @@ def msrvtt() -> ExperimentConfig:
 
     For the 9k training split: `--data.train.0.name msrvtt_9k`.
     """
-    return retrieval("msrvtt", "msrvtt_7k", "test", schedule(7010 * 20, epochs=5))
+    return retrieval("msrvtt", "msrvtt_7k", "test", schedule(epochs=5))
 
 
 def msrvtt_mc() -> ExperimentConfig:
@@ -37,7 +37,7 @@ def msrvtt_mc() -> ExperimentConfig:
         "smaug_msrvtt_mc",
         SourceConfig("msrvtt_7k", "train", num_frames=4),
         SourceConfig("msrvtt_mc", "test", num_frames=12),
-        schedule(7010 * 20, epochs=5) | {"evaluation.choices": 5},
+        schedule(epochs=5) | {"evaluation.choices": 5},
     )
 
 
@@ -46,7 +46,7 @@ def didemo() -> ExperimentConfig:
 
     vlmae prepare didemo --manual-dir DIR
     """
-    changes = schedule(8395, epochs=10) | {"data.text_len": 64}
+    changes = schedule(epochs=10) | {"data.text_len": 64}
     return retrieval("didemo", "didemo", "test", changes)
 
 
@@ -55,7 +55,7 @@ def activitynet() -> ExperimentConfig:
 
     vlmae prepare activitynet --manual-dir DIR
     """
-    changes = schedule(10_009, epochs=10) | {"data.text_len": 150}
+    changes = schedule(epochs=10) | {"data.text_len": 150}
     return retrieval("activitynet", "activitynet", "val_1", changes)
 
 
@@ -67,7 +67,7 @@ def ssv2() -> ExperimentConfig:
     By template: `--data.train.0.name ssv2_template`. There, several
     clips are right for a query, and the best rank counts.
     """
-    changes = schedule(168_913, epochs=10) | {"data.text_len": 25, "data.flip": False}
+    changes = schedule(epochs=10) | {"data.text_len": 25, "data.flip": False}
     return retrieval("ssv2", "ssv2_label", "val", changes)
 
 

@@ -9,9 +9,9 @@ from data_pipelines.loading.pipeline import train_batches
 from data_pipelines.schema.checks import MissingError, UserError
 from vlmae.cli.options import Command, GetConfig, parse
 from vlmae.cli.run_experiment import resolve, run_experiment
+from vlmae.config.epochs import change
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.phases import Segment, segments
-from vlmae.config.tree import override
 from vlmae.launching.child_process import end_with_parent
 from vlmae.launching.launch import LAUNCHER, launch, without_launch_flags
 from vlmae.launching.submission import LaunchedRun
@@ -132,7 +132,7 @@ def run_here(command: Command, run: SweepRun | None = None) -> None:
             print(f"already complete: {workdir}")
             return
         # Inside of it, as an override may be refused, too.
-        config = override(command.config, run.changes) if run else command.config
+        config = change(command.config, run.changes) if run else command.config
         run_experiment(config, workdir, command.profile, command.resume_step)
 
 
@@ -152,7 +152,7 @@ def run_sweep(command: Command, sweeps: Sequence[Sweep]) -> int:
         print(format_runs(command.config, chosen))
     elif command.print_config:
         for run in chosen:
-            print_config(override(command.config, run.changes))
+            print_config(change(command.config, run.changes))
     elif command.index is not None:
         run_here(command, chosen[0])
     elif command.launching.launch:

@@ -1,6 +1,7 @@
 """The command line of an experiment: every field of its config is a flag, and so is its launch."""
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from typing import Annotated
 import tyro
 
 from data_pipelines.schema.checks import UserError, check
-from data_pipelines.schema.fields import check_config, checks_deferred
+from data_pipelines.schema.fields import check_config, checks_deferred, flag
+from vlmae.config.epochs import TAKES_PLACE
 from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import override
 from vlmae.launching.submission import LaunchConfig
-from vlmae.launching.sweep_plan import Sweep, sweep_name
+from vlmae.launching.sweep_plan import Sweep, named_fields, sweep_name
 from vlmae.parallel.processes import Processes
 
-GetConfig = Callable[[], ExperimentConfig]
+GetConfig = Callable[..., ExperimentConfig]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --flag, without a --no-flag beside it
 
 
@@ -26,6 +29,8 @@ class Command:
 
     # Without a name its fields stand at the top: --model.video.mask.ratio, not --config.model...
     config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    dataset: Annotated[str, tyro.conf.arg(name="data")] = ""
+    """Prepared data set to train and evaluate on: the name of the only training source."""
     workdir: Path | None = None
     """Folder for config, metrics, checkpoints and results; None is runs/NAME. Each run of a sweep
     has a folder of its own in here, named by the fields that the sweep sets."""
@@ -86,7 +91,7 @@ def parse(
     names = ", ".join(map(sweep_name, sweeps)) or "none"
     # The file's own docstring heads its help: setting, command, result.
     docs = (inspect.getdoc(sys.modules[get_config.__module__]), inspect.getdoc(get_config))
-    default = Command(get_config())
+    default = Command(default_config(get_config, arguments))
     with checks_deferred():  # tyro makes nested configs first, which do not know their flags
         command = tyro.cli(
             Command,
@@ -127,6 +132,53 @@ def choose_variant(
         print(f"Variants: {names}. VARIANT --help lists the flags.")
         sys.exit()
     raise UserError(f"the first argument names a variant, not {name!r}; there is: {names}")
+
+
+def default_config(get_config: GetConfig, arguments: Sequence[str]) -> ExperimentConfig:
+    """Return the config whose values hold where no flag says otherwise.
+
+    `--data NAME` chooses the data set. A length in steps (`--train.steps`) counts, whatever epochs
+    the experiment states.
+
+    Raises:
+      UserError: `--data` and several training sources, or a length is given both ways.
+    """
+    name = value_of("data", arguments)
+    if name and "data" in inspect.signature(get_config).parameters:
+        # Experiments that fit themselves to the data, wherever these lie.
+        where = value_of("data.data_dir", arguments)
+        config = get_config(data=name, **({"data_dir": where} if where else {}))
+    else:
+        config = get_config()
+        if name:
+            sources = [source.name for source in config.data.train]
+            check(
+                len(sources) == 1,
+                f"--data names one training source, and there are {', '.join(sources)}: name them "
+                "by --data.train.0.name and so on",
+            )
+            config = override(config, {"data.train.0.name": name})
+    named, overruled = named_fields(arguments), {}
+    for steps, relative in TAKES_PLACE.items():
+        if steps in named:
+            overruled[relative] = 0.0
+            twice = f"{flag(steps)} and {flag(relative)} say the same: give one of them"
+            check(relative not in named, twice)
+    return override(config, overruled) if overruled else config
+
+
+def value_of(field: str, arguments: Sequence[str]) -> str:
+    """Return what a command line gives to a field, the last time that it names it; empty: nothing.
+
+    >>> value_of("data.data_dir", ["--data.data-dir=a", "--data", "b"])
+    'a'
+    """
+    found = ""
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:].replace("-", "_") == field:
+            found = value if equals else following
+    return found
 
 
 def check_action(command: Command) -> None:

@@ -15,6 +15,7 @@ from data_pipelines.schema.config import DataConfig
 from data_pipelines.storage.class_counts import classes_for
 from data_pipelines.storage.open_files import check_open_files
 from data_pipelines.storage.prepare import prepare
+from data_pipelines.storage.row_counts import count_rows
 from data_pipelines.storage.shared_media import describe_shared
 from data_pipelines.storage.stored import (
     is_prepared,
@@ -23,6 +24,7 @@ from data_pipelines.storage.stored import (
     tokenizer_for,
 )
 from data_pipelines.text.tokenize import Tokenizer, load_tokenizer
+from vlmae.config.epochs import has_epochs, in_steps
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.evaluation.evaluate import evaluate, print_tables
@@ -37,8 +39,10 @@ from vlmae.runs.load import tokenizer_of
 from vlmae.runs.metric_writer import read_metrics
 from vlmae.runs.owner import own
 from vlmae.runs.result import last_step, write_result
+from vlmae.runs.waiting import waiting
 from vlmae.runs.workdir import DataState, check_data, check_workdir, has_checkpoint, note_data
 from vlmae.training.operations import describe_saving
+from vlmae.training.overview import describe_run
 from vlmae.training.source_model import with_source_model
 from vlmae.training.train import train
 from vlmae.weights.huggingface import find
@@ -117,6 +121,8 @@ def _run_resolved(
             parts=parts,
         )
 
+    for line in _overview(config):
+        print_on_main_process(line)
     result = train(config, workdir, make_batches, evaluate_params, profile, resume_step)
     if is_main_process():
         last = max(last_step(read_metrics(workdir)), 1)  # it may have ended early
@@ -124,10 +130,17 @@ def _run_resolved(
         written = write_result(workdir, step, result, config.data.batch_size)
         print_tables(workdir)
         done = override(config, {"train.steps": last})
-        if saving := describe_saving(done, written["cost"]["total_flops"]):
+        with waiting("counting the operations of the dense twin"):
+            saving = describe_saving(done, written["cost"]["total_flops"])
+        if saving:
             print(saving)
         print(f"results, metrics and pictures are in {workdir}")
     return result
+
+
+def _overview(config: ExperimentConfig) -> list[str]:
+    with waiting("counting clips, texts and parameters"):
+        return describe_run(config)
 
 
 def data_state(config: DataConfig, tokenizer: Tokenizer, classes: Classes | None) -> DataState:
@@ -178,8 +191,9 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer, Clas
     config = with_sources(config)
     # Before the vocabulary is read, since it may come with the initial parameters.
     config = with_source_tokenizer(with_source_model(config))
-    tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
-    config = with_vocabulary(config, tokenizer)
+    with waiting("reading vocabulary and classes"):
+        tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
+    config = with_steps(with_vocabulary(config, tokenizer))
     return with_classes(config, classes) if classes else config, tokenizer, classes
 
 
@@ -207,6 +221,19 @@ def with_sources(config: ExperimentConfig) -> ExperimentConfig:
         for sentence in describe_shared(data):
             print(f"note: {sentence}")
     return config
+
+
+def with_steps(config: ExperimentConfig) -> ExperimentConfig:
+    """Fill in the lengths in steps that follow from epochs and the prepared data.
+
+    Raises:
+      UserError: the lengths do not fit each other.
+    """
+    if not has_epochs(config):  # counting reads all texts, of millions for a minute
+        return config
+    with waiting("counting the texts of an epoch"):
+        rows = sum(count_rows(source, config.data).texts for source in config.data.train)
+    return in_steps(config, rows)
 
 
 def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:

@@ -134,6 +134,8 @@ class OptimConfig(Checked):
     with `train.init_step`."""
     warmup_steps: Count = 0
     """Steps of linear warm-up from zero."""
+    warmup_share: Ratio = 0.0
+    """The same as a share of all steps, in place of `warmup_steps`; 0: these count."""
     # Singularity's cosine ends at 1 % of the peak.
     final_ratio: Share = 0.01
     """Learning rate at the last step, as a fraction of the peak."""
@@ -210,13 +212,21 @@ class TrainConfig(Checked):
 
     steps: Size = 10_000
     """Last training step."""
+    epochs: NonNegative = 0.0
+    """Passes over the data, in place of `steps`, which follow from it, the batch size and the
+    prepared data when the run begins; 0: `steps` count. A pass has as many rows as the training
+    sources have captions, questions or labeled clips, whatever the task reads."""
     # A line of metrics costs a synchronization with the devices, see `TrainLog.add`.
     log_every_steps: Size = 50
     """Steps between two lines of metrics."""
     eval_every_steps: Count = 0
     """Steps between evaluations; 0 evaluates at the end only."""
+    eval_every_epochs: NonNegative = 0.0
+    """Epochs between evaluations, in place of `eval_every_steps`; 0: these count."""
     save_every_steps: Size = 1000
     """Steps between checkpoints; the last step is always saved."""
+    save_every_epochs: NonNegative = 0.0
+    """Epochs between checkpoints, in place of `save_every_steps`; 0: these count."""
     save_every_minutes: NonNegative = 0.0
     """Minutes between checkpoints, beside `save_every_steps`; 0 saves by steps alone. Several
     processes look at the clock when they log."""
@@ -264,7 +274,7 @@ class TrainConfig(Checked):
             f"--init-step={self.init_step} needs --init-from",
         )
         check(
-            self.init_step < self.steps,
+            self.init_step < self.steps or self.epochs > 0,  # steps are not known yet
             f"--init-step={self.init_step} leaves nothing of --steps={self.steps}",
         )
         check(

@@ -32,6 +32,7 @@ from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, OnProgress
 from vlmae.runs.load import load_run, tokenizer_of
 from vlmae.runs.metric_registry import PRUNED
+from vlmae.runs.waiting import waiting
 
 PICTURED_CLIPS = 4
 
@@ -213,7 +214,7 @@ def evaluate_workdir(
         parts = ["evaluation", *filter(None, [data]), name, *(["backwards"] if backwards else [])]
         parts += [checkpoint] if checkpoint != "newest" else []
         out_dir = workdir / "_".join(parts)
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), waiting(f"evaluating {name}"):
             clips = eval_data(of_split.data, classes_for(of_split.data))
             results[name] = evaluate(
                 of_split, params, mesh, clips, out_dir, temperatures=temperatures

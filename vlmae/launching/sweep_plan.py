@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.schema.checks import UserError, check, first_line
+from vlmae.config.epochs import TAKES_PLACE, change
 from vlmae.config.experiment import ExperimentConfig, load_config
-from vlmae.config.tree import differing, override
+from vlmae.config.tree import differing, flatten
 from vlmae.runs.newest import NewestMetrics
 from vlmae.runs.result import last_error, read_result
 from vlmae.runs.tables import align
@@ -200,7 +201,7 @@ def run_state(base: ExperimentConfig, run: SweepRun) -> str:
       COMPLETE, "step n of N", "not started", "failed ...", "damaged: ..." or "refused: ...".
     """
     try:
-        config = override(base, run.changes)
+        config = change(base, run.changes)
         path = run.workdir / "config.json"
         stored = load_config(path) if path.exists() else None
     except UserError as error:
@@ -217,7 +218,9 @@ def run_state(base: ExperimentConfig, run: SweepRun) -> str:
     try:
         if not different and read_result(run.workdir):
             return COMPLETE
-        at = f"step {NewestMetrics(run.workdir).read()[0]} of {config.train.steps}"
+        # The run's own, since epochs become steps when it begins.
+        steps = stored.train.steps if config.train.epochs else config.train.steps
+        at = f"step {NewestMetrics(run.workdir).read()[0]} of {steps}"
     except UserError as error:
         return f"damaged: {error}"
     return f"failed at {at}: {failed}" if failed else at
@@ -226,7 +229,7 @@ def run_state(base: ExperimentConfig, run: SweepRun) -> str:
 def changed_fields(stored: ExperimentConfig, config: ExperimentConfig) -> list[str]:
     """Name the fields in which a config differs from a run's own.
 
-    Fields that the tokenizer and the devices fill in do not count.
+    Fields that the tokenizer, the devices and the size of the data fill in do not count.
     """
     # Stored configs hold what the tokenizer and the data said, new ones do not yet.
     filled: tuple[str, ...] = (
@@ -240,6 +243,8 @@ def changed_fields(stored: ExperimentConfig, config: ExperimentConfig) -> list[s
         filled += ("objectives.local_groups",)
     if not config.data.eval.name:
         filled += ("data.eval.name",)
+    given = flatten(config)
+    filled += tuple(steps for steps, relative in TAKES_PLACE.items() if given[relative])
     return [name for name in differing(stored, config) if not name.startswith(filled)]
 
 
@@ -254,6 +259,15 @@ def format_runs(base: ExperimentConfig, runs: Sequence[SweepRun]) -> str:
 
 def overruled_flags(runs: Sequence[SweepRun], argv: Sequence[str]) -> list[str]:
     """Name the fields that both the command line and the sweep set."""
+    named = named_fields(argv)
+    return sorted({field for run in runs for field in run.changes if field in named})
+
+
+def named_fields(argv: Sequence[str]) -> set[str]:
+    """Return the fields that a command line names as flags, whatever it gives them.
+
+    >>> sorted(named_fields(["--data.batch-size", "8", "--data.no-flip", "--seed=3"]))
+    ['data.batch_size', 'data.flip', 'data.no_flip', 'seed']
+    """
     flags = {arg[2:].split("=")[0].replace("-", "_") for arg in argv if arg.startswith("--")}
-    flags |= {flag.replace(".no_", ".") for flag in flags}  # --data.no-flip
-    return sorted({field for run in runs for field in run.changes if field in flags})
+    return flags | {flag.replace(".no_", ".") for flag in flags}

@@ -4,6 +4,8 @@ To add a metric: return it from an objective or an evaluator, and add a line her
 """
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from data_pipelines.schema.checks import UserError
@@ -121,8 +123,50 @@ METRICS |= {
     for name, metric in METRICS.items()
     if name.startswith(EVALUATED)
 }
+HEADLINE = 4  # figures of an evaluation that the console shows
 # Every regular expression of a main metric is its plain name.
 MAIN_METRICS = tuple(name for name, metric in METRICS.items() if metric.is_main)
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Return the first main figures of an evaluation, each beside what a guess reaches.
+
+    >>> headline({"labels/map": 41.5, "labels/chance_map": 12.0})
+    'label mAP 41.5 % (a guess: 12.0)'
+    """
+    shown = []
+    for name in [name for name in MAIN_METRICS if name in metrics][:HEADLINE]:
+        metric = METRICS[name]
+        text = f"{metric.label} {metrics[name]:.{metric.decimals}f}{' %' * metric.is_percent}"
+        if metric.chance in metrics:
+            text += f" (a guess: {metrics[metric.chance]:.{metric.decimals}f})"
+        shown.append(text)
+    return ", ".join(shown) or "evaluated"
+
+
+def losses_and_accuracies(
+    metrics: Mapping[str, float], guesses: Mapping[str, float] = MappingProxyType({})
+) -> str:
+    """Return the loss of each objective, with its accuracy beside that of a guess.
+
+    Args:
+      metrics: of training.
+      guesses: accuracy that a guess reaches, a fraction, by objective.
+
+    >>> losses_and_accuracies({"loss/vtm": 0.6, "vtm/accuracy": 0.7}, {"vtm": 2 / 3})
+    'vtm 0.600 (right 70 %, a guess 67)'
+    """
+    shown = []
+    for name, value in metrics.items():
+        objective = name.removeprefix("loss/")
+        if objective == name or objective == "total":
+            continue
+        text, accuracy = f"{objective} {value:.3f}", metrics.get(f"{objective}/accuracy")
+        if accuracy is not None:
+            beside = f", a guess {100 * guesses[objective]:.0f}" if objective in guesses else ""
+            text += f" (right {100 * accuracy:.0f} %{beside})"
+        shown.append(text)
+    return "  ".join(shown)
 
 
 def metric_of(name: str) -> Metric:

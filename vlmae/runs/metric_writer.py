@@ -13,6 +13,7 @@ from data_pipelines.schema.fields import INT_LIMIT, shown
 from data_pipelines.schema.json_files import parse_json
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.runs.atomic_files import write_whole
+from vlmae.runs.metric_registry import losses_and_accuracies
 
 WANDB_ID = "wandb_id.txt"  # in the work directory
 LARGEST = 1e300  # integers above cannot all become floats
@@ -195,20 +196,25 @@ class Progress:
         """Count one more step."""
         self.bar.update()
 
-    def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Show loss, speed and time left."""
+    def report(self, step: int, metrics: dict[str, float], guesses: Mapping[str, float]) -> None:
+        """Show the losses, speed and time left; for guesses see `losses_and_accuracies`."""
         left = int((self.steps - step) * metrics["speed/secs_per_step"])
         loss = metrics.get("loss/total", math.nan)  # missing if all steps were skipped
         text = (
             f"loss {loss:.3f}  {metrics['speed/clips_per_sec']:.1f} clips/s  "
             f"data wait {metrics['speed/data_wait_share']:.0%}"
         )
+        parts = losses_and_accuracies(metrics, guesses)
         if self.bar.disable:  # no terminal: a bar would fill a log file with control characters
             print(
                 f"step {step}/{self.steps}  {text}  {left // 60}:{left % 60:02d} left", flush=True
             )
+            if parts:
+                print(f"    {parts}", flush=True)
         else:
             self.bar.set_postfix_str(text)
+            if parts:
+                self.print(f"step {step}: {parts}")
 
     def print(self, text: str) -> None:
         """Print above the bar."""

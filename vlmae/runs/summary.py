@@ -29,7 +29,7 @@ IGNORED = (
     "name",
     "data.data_dir",
     "train.log_every_steps",
-    "train.eval_every_steps",
+    "train.eval_every_",
     "train.save_every_",
     "train.max_skipped_steps",
     "train.max_rollbacks",

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from data_pipelines.schema.records import Batch
 from vlmae.parallel.processes import wait_for_all
+from vlmae.runs.waiting import waiting
 from vlmae.training.step_cost import collective_bytes, count_flops, describe_bytes, sum_flops
 
 WARMUP_STEPS = 3  # queues fill and caches warm up in the first steps
@@ -44,11 +45,15 @@ class CompiledStep:
             return
         start = time.perf_counter()
         # Traced once: FLOPs are read from the same trace that is compiled.
-        traced = self.step.trace(state, batch, self.values)
-        program = traced.lower().compile()
-        secs = time.perf_counter() - start
-        flops = sum_flops(count_flops(traced.jaxpr)).total / shape[0]
+        with waiting(f"tracing the step for video {shape}", self.notify):
+            traced = self.step.trace(state, batch, self.values)
+            flops = sum_flops(count_flops(traced.jaxpr)).total / shape[0]
         cost = f"{flops / 1e9:.2f} GFLOPs a clip"
+        # Before compiling, which may take minutes: whoever sees too large a cost can stop here.
+        self.notify(f"compiling the step for video {shape}: {cost}")
+        with waiting(f"compiling the step for video {shape}", self.notify):
+            program = traced.lower().compile()
+        secs = time.perf_counter() - start
         figures = {"speed/flops_per_clip": flops}
         if jax.device_count() > 1:  # one device exchanges nothing
             moved = collective_bytes(program.as_text())

@@ -28,6 +28,7 @@ from vlmae.runs.best import BestKeeper
 from vlmae.runs.checkpoint import Checkpoints
 from vlmae.runs.disk import check_there
 from vlmae.runs.heartbeat import Heartbeat
+from vlmae.runs.metric_registry import headline
 from vlmae.runs.metric_writer import (
     MetricWriter,
     NullWriter,
@@ -36,6 +37,7 @@ from vlmae.runs.metric_writer import (
     open_log,
 )
 from vlmae.runs.result import forget_result
+from vlmae.runs.waiting import waiting
 from vlmae.runs.workdir import check_workdir, write_run_metadata
 from vlmae.training.compiled_step import CompiledStep, Trace, TracedStep
 from vlmae.training.init_weights import read_initial, take_initial
@@ -186,14 +188,16 @@ def train(
     parts = segments(config)  # first: it checks the phases
     mesh = make_checked_mesh(config)
     check_workdir(config, workdir)
-    matrix_rate = measure_matrix_rate(config.model.dtype)  # while the devices have no other work
+    with waiting("measuring the speed of the devices"):  # while they have no other work
+        matrix_rate = measure_matrix_rate(config.model.dtype)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(PreemptionNotice())
         stack.enter_context(jax.set_mesh(mesh))
         # Entered early and so left late: it watches the last save too.
         heart = stack.enter_context(Heartbeat(workdir, config.train.max_idle_secs))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
-        state, loaded = start_state(config, mesh, checkpoints, resume_step)
+        with waiting("making or reading the parameters"):
+            state, loaded = start_state(config, mesh, checkpoints, resume_step)
         best = BestKeeper(config.train.best_metric, config.train.patience, workdir, checkpoints)
         best.go_on_from(int(state.step))
         start, last = int(state.step), config.train.steps
@@ -208,7 +212,8 @@ def train(
         stack.enter_context(contextlib.closing(batches))
         batches = stack.enter_context(ReadAhead(batches, lambda batch: put_batch(batch, mesh)))
         steps = make_steps(parts, mesh, state, progress.print)
-        log = TrainLog(config, start, state.params, matrix_rate, writer, progress)
+        with waiting("compiling the norm of the parameters", progress.print):
+            log = TrainLog(config, start, state.params, matrix_rate, writer, progress)
         # One process is enough: all run the same program.
         if profile and is_main_process():
             paused = log.meter.paused
@@ -221,7 +226,8 @@ def train(
         if is_main_process():
             check_there(workdir)
         try:
-            return best_result(state, evaluate, resources)
+            with waiting(f"evaluating step {last}", progress.print):
+                return best_result(state, evaluate, resources)
         except Preempted:
             progress.print(f"{notice}: step {last} is saved; the same command evaluates it")
             raise
@@ -261,10 +267,13 @@ def run_steps(
         return state
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     parts, saved_at = segments(config), time.monotonic()
+    # Workers take seconds to start; later a step is too short for a thread that watches it.
+    said = waiting("starting to read clips", log.progress.print)
     for step in range(int(state.step) + 1, config.train.steps + 1):
         heart.enter("waiting for data", step)
-        with log.meter.waiting():
+        with log.meter.waiting(), said:
             batch = next(batches)
+        said = contextlib.nullcontext()
         run_step = steps[config_before(parts, step)]
         # A phase of its own: it may take minutes, and a message of the watchdog names the phase.
         heart.enter("compiling", step)
@@ -293,9 +302,10 @@ def run_steps(
             log.report(step)
         if due.evaluate:
             try:
-                with log.meter.paused():
+                with log.meter.paused(), waiting(f"evaluating step {step}", log.progress.print):
                     values = evaluate(state.params, mesh, evaluating(resources, step))
-                    log.writer.write(step, values)
+                log.writer.write(step, values)
+                log.progress.print(f"step {step}: {headline(values)}")
                 if best.add(step, values, is_main_process()) or best.stops():
                     due = due._replace(save=True)
             except Preempted:  # it is done first of all when the run goes on

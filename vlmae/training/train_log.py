@@ -118,7 +118,17 @@ class TrainLog:
         }
         report["speed/matrix_rate_share"] = matrix_rate_share(report, self.matrix_rate)
         self.writer.write(step, report)
-        self.progress.report(step, report)
+        self.progress.report(step, report, guesses(self.config))
+
+
+def guesses(config: ExperimentConfig) -> dict[str, float]:
+    """Return the accuracy in training that a guess reaches, a fraction, by objective.
+
+    VTM has two wrong pairs for each right one, so "wrong" is right two times of three. A guess of
+    VTC takes any row of the batch, one of MCM any option.
+    """
+    options = config.objectives.mcm_template.count("{}")
+    return {"vtc": 1 / config.data.batch_size, "vtm": 2 / 3, "mcm": 1 / options}
 
 
 def check_metrics(step: int, metrics: dict[str, float]) -> None:

@@ -28,7 +28,7 @@ FIELDS: Fields = {
     "options": ("options", "candidates", "choices"),
     "kind": ("answer_type", "question_type", "type"),
 }
-_OPTION_COLUMN = re.compile(r"(?:a|option_?)\d")  # of tables: a0 to a4, or a1 to a5
+OPTION_COLUMN = re.compile(r"(?:a|option_?)\d")  # of tables: a0 to a4, or a1 to a5
 
 Texts = tuple[tuple[str, ...], tuple[Question, ...]]  # captions and questions
 
@@ -143,7 +143,7 @@ def _options(entry: Mapping[str, Any], place: str, fields: Fields) -> tuple[str,
     if name:
         return readers.texts_field(entry, name, place)
     # Sorted by name, since a table may hold its columns in any order.
-    columns = sorted(filter(_OPTION_COLUMN.fullmatch, entry))
+    columns = sorted(filter(OPTION_COLUMN.fullmatch, entry))
     return tuple(_text(entry, column, place) for column in columns)
 
 
@@ -153,7 +153,7 @@ def _right(entry: Mapping[str, Any], options: tuple[str, ...], place: str, field
     answer = entry[name]
     by_place = options[int(answer)] if str(answer) in map(str, range(len(options))) else None
     by_text = answer if answer in options else None
-    if any(map(_OPTION_COLUMN.fullmatch, entry)):  # a table: all is text there, places too
+    if any(map(OPTION_COLUMN.fullmatch, entry)):  # a table: all is text there, places too
         by_text = None if by_place is not None else by_text
     check(
         by_place is None or by_text is None or by_place == by_text,

@@ -12,7 +12,9 @@ from data_pipelines.media.endings import is_media
 from data_pipelines.schema.checks import MissingError, UserError
 from data_pipelines.schema.classes import load_classes
 from data_pipelines.storage.builders.entries import annotations_of
+from data_pipelines.storage.builders.folder import Found, class_of, find_media
 from data_pipelines.storage.builders.forms import form_of, read_rows
+from data_pipelines.storage.builders.manifest import is_manifest
 from data_pipelines.storage.builders.registry import PUBLISHED, builder_class
 
 _ANNOTATION_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".db", ".sqlite", ".pkl", ".pickle")
@@ -22,17 +24,37 @@ _SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation|idate)?(?![a-z
 def describe_folder(folder: Path) -> str:
     """Return a line for each thing that can be prepared from a folder and its subfolders."""
     known, used = _published(folder)
+    media = list(find_media(folder))
+    used |= {Path(found.texts) for found in media if found.texts}
     files = [path for path in _files(folder) if path not in used]
     lines = [*known, *_tars(folder, files), *_parquet(folder, files), *_others(folder, files)]
+    if any(found.texts for found in media) or not lines:
+        lines += _own_folder(folder, media)
     if lines:
         return "\n".join(lines)
-    if _media_folder(folder, default=None):
+    if media:
         return (
-            f"{folder}: media without annotations; write a manifest, a line of JSON for each file: "
-            '{"media": "a.mp4", "caption": "a dog"}, and: '
+            f"{folder}: media without texts; write a table with a line for each clip, or a file of "
+            "text beside each:\n  media,caption\n  clips/1.mp4,a dog runs\n"
             "vlmae prepare manifest --name NAME --split train=FILE"
         )
     return f"{folder}: nothing that is known"
+
+
+def _own_folder(folder: Path, media: list[Found]) -> Iterator[str]:
+    """Yield a line for a folder of media with texts beside them, or of folders of classes."""
+    parts = {class_of(folder, found.path) for found in media}
+    splits = {split: folder / part for part in parts if (split := _split_of(Path(part)))}
+    # Each part a split, or else the whole folder one.
+    chosen = splits if len(splits) == len(parts) > 0 else {"train": folder}
+    classes = {class_of(_root_of(chosen, found), found.path) for found in media} - {""}
+    # One folder is no choice between classes.
+    if any(found.texts for found in media) or len(classes) > 1:
+        yield _command("folder", folder, chosen)
+
+
+def _root_of(splits: dict[str, Path], found: Found) -> Path:
+    return next(root for root in splits.values() if Path(found.path).is_relative_to(root))
 
 
 def _published(folder: Path) -> tuple[list[str], set[Path]]:
@@ -124,12 +146,12 @@ def _reader_of(path: Path) -> str:
             pass
         else:
             return "classes"
+    if is_manifest(path):
+        return "manifest"
     first = next(iter(read_rows(path)), None)
     if first is None:
         raise UserError(f"{path}: has no entry")
     place, entry = first
-    if isinstance(entry, dict) and "media" in entry and form_of(path) == "json_lines":
-        return "manifest"
     next(annotations_of(entry, place), None)
     return "annotations"
 

@@ -36,6 +36,7 @@ BUILDERS = {
     "emojivid": "data_pipelines.storage.builders.emojivid:EmojiVid",
     "easy_vqa": "data_pipelines.storage.builders.easy_vqa:EasyVqa",
     "manifest": "data_pipelines.storage.builders.manifest:Manifest",
+    "folder": "data_pipelines.storage.builders.folder:Folder",
     "annotations": "data_pipelines.storage.builders.annotation_files:Annotations",
     "webdataset": "data_pipelines.storage.builders.webdataset:WebDataset",
     "parquet": "data_pipelines.storage.builders.parquet:Parquet",

@@ -92,7 +92,8 @@ def test_parts_are_reported_but_not_counted_as_examples(tmp_path, clip, capfd):
     part = Skipped("file0", "empty captions", whole=False)
     builder = Listed(data_dir=tmp_path, splits={"train": [part, part, example(clip)]})
     folder = build(builder)
-    assert "listed: left out 2 empty captions, see skipped.jsonl" in capfd.readouterr().err
+    listed = tmp_path / "listed" / "1.0.0" / "skipped.jsonl"
+    assert f"listed: left out 2 empty captions, see {listed}" in capfd.readouterr().err
     assert len((folder / "skipped.jsonl").read_text().splitlines()) == 2
 
 
@@ -194,7 +195,7 @@ def test_manifest_reads_every_field(tmp_path, clip, image):
         ("{nonsense", "not JSON"),
         ([1], "must be one JSON object"),
         ({"caption": "a"}, "field 'media' is missing"),
-        ({"media": "m"}, "one of the fields 'caption' and 'captions' is required"),
+        ({"media": "m"}, "a field 'caption', 'captions', 'question', 'questions' or 'labels' is"),
         ({"media": "m", "caption": "a", "captions": ["a"]}, "one of the fields"),
         ({"media": 3, "caption": "a"}, "field 'media' must be text"),
         ({"media": "m", "caption": ["a"]}, "field 'caption' must be text"),
@@ -329,7 +330,7 @@ def test_a_folder_that_holds_another_set(tmp_path, clip):
     for splits in ({"train": two}, {"train": one, "test": two}):
         with pytest.raises(UserError, match=r"1\.0\.0 holds another set .manifests=.*two") as error:
             prepare("manifest", tmp_path, name="mine", splits=splits)
-        assert "add these clips with --add, or remove that folder" in str(error.value)
+        assert "again with --overwrite, add these clips with --add" in str(error.value)
     source = SourceConfig("mine", "train")
     config = DataConfig(train=(source,), eval=source, data_dir=str(tmp_path))
     before = source_states(config)["mine/train"]

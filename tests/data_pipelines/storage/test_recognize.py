@@ -79,6 +79,6 @@ def test_what_is_not_read_says_why(tmp_path, capsys):
 def test_media_alone_need_a_manifest(tmp_path):
     assert describe_folder(tmp_path) == f"{tmp_path}: nothing that is known"
     fill(tmp_path, {}, ["a/1.mp4"])
-    assert "media without annotations; write a manifest" in describe_folder(tmp_path)
+    assert "media without texts; write a table" in describe_folder(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"media": "a/1.mp4", "caption": "a"}\n')
     assert "manifest: vlmae prepare manifest" in describe_folder(tmp_path)

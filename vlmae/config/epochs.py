@@ -1,0 +1,57 @@
+"""Lengths that are given in epochs, or as shares of a run, as steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipelines.schema.checks import check
+from data_pipelines.schema.fields import flag
+from vlmae.config.experiment import ExperimentConfig
+from vlmae.config.tree import flatten, override
+
+# Length in steps -> the field that takes its place where it is not 0.
+TAKES_PLACE = {
+    "train.steps": "train.epochs",
+    "train.eval_every_steps": "train.eval_every_epochs",
+    "train.save_every_steps": "train.save_every_epochs",
+    "optim.warmup_steps": "optim.warmup_share",
+}
+
+
+def change(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """Override fields as a user means it: a length in steps counts, whatever the recipe's epochs.
+
+    Raises:
+      UserError: a length is given both ways; or as `override`.
+    """
+    for steps, relative in TAKES_PLACE.items():
+        check(
+            not (steps in changes and changes.get(relative)),
+            f"{flag(steps)} and {flag(relative)} say the same: give one of them",
+        )
+    unset = {relative: 0.0 for steps, relative in TAKES_PLACE.items() if steps in changes}
+    return override(config, unset | dict(changes))
+
+
+def has_epochs(config: ExperimentConfig) -> bool:
+    """Return True if a length follows from the size of the data, or is a share of the run."""
+    given = flatten(config)
+    return any(given[relative] for relative in TAKES_PLACE.values())
+
+
+def in_steps(config: ExperimentConfig, rows: int) -> ExperimentConfig:
+    """Fill in the lengths in steps that follow from an epoch of so many rows.
+
+    Raises:
+      UserError: the result is refused, say as the warm-up is longer than the run.
+    """
+    given, epoch = flatten(config), rows / config.data.batch_size
+    lengths = {
+        steps: given[relative] * epoch
+        for steps, relative in TAKES_PLACE.items()
+        if given[relative] and steps != "optim.warmup_steps"
+    }
+    whole = {name: max(1, round(length)) for name, length in lengths.items()}
+    if config.optim.warmup_share:
+        steps = whole.get("train.steps", config.train.steps)
+        whole["optim.warmup_steps"] = int(config.optim.warmup_share * steps)
+    return override(config, whole) if whole else config
