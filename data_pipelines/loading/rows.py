@@ -1,10 +1,12 @@
 """Rows of batches from stored records: decode, crop, tokenize. Runs in the workers."""
 
+import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -15,6 +17,7 @@ from data_pipelines.media import decode, images, sampling, transforms
 from data_pipelines.schema.checks import visible
 from data_pipelines.schema.config import DataConfig, SourceConfig
 from data_pipelines.schema.records import Question
+from data_pipelines.storage.pictures import FRAMES
 from data_pipelines.storage.records import DAMAGED, RecordTexts, questions_of
 from data_pipelines.text.tokenize import Tokenizer
 
@@ -37,24 +40,53 @@ def match_hash(match_id: bytes) -> int:
     return zlib.crc32(match_id) & 0x7FFFFFFF
 
 
-def load_video(
+class Sampled(NamedTuple):
+    """Frames of a record that are chosen, and not yet decoded.
+
+    `decode` takes a reduction, see `jpeg.read_jpeg`, which only JPEG pictures follow.
+    """
+
+    size: tuple[int, int]  # height and width of a frame
+    decode: Callable[[int], Sequence[UInt8[np.ndarray, "h w 3"]]]
+
+
+@contextlib.contextmanager
+def sample_frames(
     record: dict, num_frames: int, rng: np.random.Generator | None
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """Decode the sampled frames of a stored record, or the one frame of an image (ours).
+) -> Iterator[Sampled]:
+    """Choose frames of a stored clip, or the one frame of an image (ours).
 
     Raises:
       DecodeError: the media cannot be decoded, or an image stands where a clip is expected.
     """
+    media, kind = record["media"], record["media_type"].decode()
     if record["media_type"] == DAMAGED:
-        raise decode.DecodeError("damaged record", record["media"].decode())
-    if record["media_type"] == b"image":
+        raise decode.DecodeError("damaged record", media.decode())
+    if kind == "image":
         # An image is no clip without motion: a source of images has num_frames=1.
         if num_frames > 1:
             raise decode.DecodeError("image where a video is expected", f"num_frames={num_frames}")
-        return images.decode_image(record["media"])[None]
-    # Closed at once: containers hold memory that Python does not see.
-    with decode.open_clip(record["media"]) as clip:
-        return clip.frames(sampling.segment_times(clip.info.duration_secs, num_frames, rng))
+        still = images.Still(media)
+        yield Sampled(still.size, lambda reduction: [still.decode(reduction)])
+    elif kind == FRAMES:
+        times = sampling.segment_times(media.duration_secs, num_frames, rng)
+        yield Sampled(media.size, functools.partial(media.frames, times))
+    else:
+        # Closed at once: containers hold memory that Python does not see.
+        with decode.open_clip(media) as clip:
+            times = sampling.segment_times(clip.info.duration_secs, num_frames, rng)
+            yield Sampled(clip.size, lambda _: clip.frames(times))
+
+
+def load_video(
+    record: dict, num_frames: int, rng: np.random.Generator | None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Decode the frames that `sample_frames` chooses.
+
+    Raises: as `sample_frames`.
+    """
+    with sample_frames(record, num_frames, rng) as sampled:
+        return np.stack(sampled.decode(1))
 
 
 class RowText(NamedTuple):
@@ -83,14 +115,13 @@ class RowMaker:
     ) -> Row:
         """Make a row of a batch, augmented if there is an `rng`; padding if decoding fails."""
         try:
-            video = load_video(record, self.source.num_frames, rng)
-            video = video[::-1] if self.source.backwards else video
+            video = self._video(record, rng)
         except decode.DecodeError as error:
             # Training goes on, as one bad file among millions is normal; `max_bad_ratio` stops it
             # if there are many.
             _report_once(self.source.name, record["source"].decode(), str(error))
             return self.padding(training=rng is not None)
-        return self._arrays(self._view(video, rng), said, media_id, valid=True)
+        return self._arrays(video, said, media_id, valid=True)
 
     def padding(self, training: bool = False) -> Row:
         """Make a row that no loss may see: zeros, and a text of [CLS] [SEP]."""
@@ -132,13 +163,23 @@ class RowMaker:
             row |= {"answer_ids": ids[0], "answer_mask": mask[0]}
         return row
 
-    def _view(self, video: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        config = self.config
+    def _video(
+        self, record: dict, rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "t size size 3"]:
+        config, num_frames = self.config, self.source.num_frames
         if rng is None:
-            return transforms.eval_view(video, config.image_size)
-        return transforms.train_view(
-            video, config.frame_size, rng, min_crop_scale=config.min_crop_scale, flip=config.flip
-        )
+            frames = load_video(record, num_frames, None)
+            frames = frames[::-1] if self.source.backwards else frames
+            return transforms.eval_view(frames, config.image_size)
+        out = np.empty((num_frames, config.frame_size, config.frame_size, 3), np.uint8)
+        with sample_frames(record, num_frames, rng) as sampled:
+            view = transforms.draw_view(
+                *sampled.size, rng, min_crop_scale=config.min_crop_scale, flip=config.flip
+            )
+            frames = sampled.decode(view.reduction(config.frame_size))
+            for frame, own in zip(frames, out[::-1] if self.source.backwards else out, strict=True):
+                transforms.write_view(frame, view, sampled.size, own)
+        return out
 
 
 @dataclasses.dataclass(frozen=True)

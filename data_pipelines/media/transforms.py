@@ -1,15 +1,39 @@
-"""Crops, flips and resizing of clips: uint8 in and out, the same for all frames of a clip."""
+"""Crops, flips and resizing of clips: uint8 in and out, the same for all frames of a clip.
+
+Training views are made by OpenCV, several times faster than Pillow's, from boxes of whole pixels.
+Evaluation keeps Pillow's antialiased bicubic resizing, so that its figures stay comparable.
+"""
 
 import math
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from data_pipelines.media.jpeg import largest_reduction
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Frame = UInt8[np.ndarray, "h w 3"]
 
 _CROP_TRIES = 100  # of the views of 854 x 480 at scale 0.5, ten tries leave 17 % without a crop
 _LOG_ASPECT_RATIOS = np.log((3 / 4, 4 / 3))
+# Of a side: from here on, the mean of an area is nearer to antialiased bicubic than cubic is.
+_SHRINKS = 1.1
+cv2.setNumThreads(0)  # the pipeline's workers are the parallelism
+
+
+class View(NamedTuple):
+    """A crop of the frames of a clip, mirrored or not."""
+
+    box: Box
+    mirrored: bool = False
+
+    def reduction(self, size: int) -> int:
+        """Return by how much sides may be divided while decoding, for a view of `size` pixels."""
+        left, top, right, bottom = self.box
+        return largest_reduction(bottom - top, right - left, size)
 
 
 def train_view(
@@ -20,17 +44,60 @@ def train_view(
     min_crop_scale: float,
     flip: bool,
 ) -> UInt8[np.ndarray, "t {size} {size} 3"]:
-    """Take a random crop (unless `min_crop_scale` is 1), and a mirror image half of the time.
+    """Take the view that `draw_view` draws."""
+    view = draw_view(*video.shape[1:3], rng, min_crop_scale=min_crop_scale, flip=flip)
+    out = np.empty((len(video), size, size, 3), np.uint8)
+    for frame, own in zip(video, out, strict=True):
+        write_view(frame, view, video.shape[1:3], own)
+    return out
+
+
+def draw_view(
+    height: int, width: int, rng: np.random.Generator, *, min_crop_scale: float, flip: bool
+) -> View:
+    """Draw a crop (unless `min_crop_scale` is 1), and a mirror image half of the time.
 
     The crop covers `min_crop_scale` to 1 of the area at an aspect ratio of 3/4 to 4/3, as
     Szegedy et al. 2015, section 6; one crop and one flip for all frames.
     """
-    height, width = video.shape[1:3]
     box = center_box(height, width)
     if min_crop_scale < 1:
         box = random_box(height, width, min_crop_scale, rng)
-    video = crop_resize(video, box, size)
-    return np.ascontiguousarray(video[:, :, ::-1]) if flip and rng.random() < 0.5 else video
+    return View(box, flip and rng.random() < 0.5)
+
+
+def write_view(
+    frame: Frame, view: View, size: tuple[int, int], out: UInt8[np.ndarray, "s s 3"]
+) -> None:
+    """Crop, resize and mirror a frame into an array that is there.
+
+    Edges of the crop are rounded to whole pixels. A side that shrinks is a mean of areas, others
+    are cubic; the view is within 40 dB of Pillow's bicubic resizing of the same crop.
+
+    Args:
+      frame: as decoded, perhaps at a fraction of its size.
+      view: of the frame at full size.
+      size: that height and width.
+      out: gets the view; contiguous.
+    """
+    left, top, right, bottom = view.box
+    rows = _pixels(top / size[0], bottom / size[0], frame.shape[0])
+    columns = _pixels(left / size[1], right / size[1], frame.shape[1])
+    crop, side = frame[rows, columns], len(out)
+    # Sides that shrink first: OpenCV's means of areas are none if the other side grows.
+    less = [side if length > _SHRINKS * side else length for length in crop.shape[1::-1]]
+    if less != [*crop.shape[1::-1]]:
+        crop = cv2.resize(crop, less, interpolation=cv2.INTER_AREA)
+    if view.mirrored:
+        cv2.flip(cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC), 1, dst=out)
+    else:
+        cv2.resize(crop, (side, side), dst=out, interpolation=cv2.INTER_CUBIC)
+
+
+def _pixels(start: float, stop: float, count: int) -> slice:
+    """Return the whole pixels nearest to a part of a side of `count` pixels: at least one."""
+    first = min(round(start * count), count - 1)
+    return slice(first, max(first + 1, round(stop * count)))
 
 
 def eval_view(
@@ -71,9 +138,10 @@ def random_box(height: int, width: int, min_scale: float, rng: np.random.Generat
 def crop_resize(
     video: UInt8[np.ndarray, "t h w 3"], box: Box, size: int
 ) -> UInt8[np.ndarray, "t {size} {size} 3"]:
-    """Crop and resize every frame bicubically in one step; untouched if nothing changes."""
-    if video.shape[1:3] == (size, size) and box == (0, 0, size, size):
-        return video
+    """Crop and resize every frame bicubically (Pillow) in one step; crop alone if that is all."""
+    left, top, right, bottom = map(int, box)
+    if box == (left, top, left + size, top + size):
+        return np.ascontiguousarray(video[:, top:bottom, left:right])
     resized = np.empty((len(video), size, size, 3), np.uint8)
     for frame, out in zip(video, resized, strict=True):
         image = Image.fromarray(frame)

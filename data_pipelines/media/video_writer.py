@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 
 CRF = 18  # x264's quality, 0 (lossless) to 51; its own default is 23
 SAMPLING_CRF = 20
-_TICKS_PER_SEC = 90_000  # whole for all common frame rates and for milliseconds
-_TICK_TOLERANCE = 1e-3
+TICKS_PER_SEC = 90_000  # whole for all common frame rates and for milliseconds
+TICK_TOLERANCE = 1e-3
 _M_PERTURB = -6  # of glibc's mallopt
 
 
@@ -81,8 +81,8 @@ def encode_for_sampling(
     file = io.BytesIO()
     with _cleared_memory(), av.open(file, "w", format="mp4") as container:
         stream = _add_stream(container, first.shape, fps, gop, options)
-        stream.codec_context.time_base = Fraction(1, _TICKS_PER_SEC)
-        end = _to_ticks(duration_secs)
+        stream.codec_context.time_base = Fraction(1, TICKS_PER_SEC)
+        end = to_ticks(duration_secs)
         for packet in _with_durations(_encode_timed(frames, stream), end):
             container.mux(packet)
     return file.getvalue()
@@ -109,7 +109,7 @@ def _encode_timed(frames: Iterable, stream: av.VideoStream) -> Iterator[av.Packe
     last = -1
     for secs, array in frames:
         frame = _to_yuv(array, reformatter)
-        frame.time_base, frame.pts = Fraction(1, _TICKS_PER_SEC), _to_ticks(secs)
+        frame.time_base, frame.pts = Fraction(1, TICKS_PER_SEC), to_ticks(secs)
         if frame.pts > last:
             yield from stream.encode(frame)
             last = frame.pts
@@ -123,9 +123,9 @@ def _with_durations(packets: Iterable[av.Packet], end: int) -> Iterator[av.Packe
         yield packet
 
 
-def _to_ticks(secs: float) -> int:
+def to_ticks(secs: float) -> int:
     """Round down, so that no frame is shown later than it should."""
-    return math.floor(secs * _TICKS_PER_SEC + _TICK_TOLERANCE)
+    return math.floor(secs * TICKS_PER_SEC + TICK_TOLERANCE)
 
 
 def _to_yuv(array: UInt8[np.ndarray, "h w 3"], reformatter: VideoReformatter) -> av.VideoFrame:

@@ -45,7 +45,9 @@ class Example:
     """
 
     media: bytes
-    media_type: Literal["video", "image"]
+    media_type: Literal[
+        "video", "image", "frames"
+    ]  # frames: pictures, as `prepare` may store clips
     captions: Sequence[str]
     match_id: str
     source: str

@@ -2,6 +2,7 @@
 
     DATA_DIR/NAME/1.0.0/                   the prepared folder
         NAME-train.array_record-00000-of-00004   records, see `records`
+        (the same).pictures                      clips stored as frames, see `pictures`
         texts_train.jsonl, texts_train.npy       what is said about each, see `texts`
         vocab.txt                                WordPiece vocabulary of the training texts
         skipped.jsonl                            a line for each example or text left out
@@ -107,8 +108,8 @@ def _check_add(
     check(bool(before) or not add, f"{builder.name}: nothing is prepared in {root} to add to")
     check(
         before is None or read_form(before) == builder.reencode,
-        f"{before} holds media in another form: add them with its --short-side, --fps and "
-        "--key-frames",
+        f"{before} holds media in another form: add them with its --store, --short-side, --fps, "
+        "--key-frames or --quality",
     )
 
 

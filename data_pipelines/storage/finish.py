@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.schema.checks import visible
 from data_pipelines.storage import plan as planning
 from data_pipelines.storage.builders.base import VideoTextBuilder
+from data_pipelines.storage.pictures import pictures_path
 from data_pipelines.storage.records import features
 from data_pipelines.storage.shards import Shard, Workspace
 from data_pipelines.storage.shared_media import write_shared
@@ -72,6 +73,8 @@ def finish(
         for index, piece in enumerate(group):
             name = Shard(split, index, len(group)).file_name(builder.name)
             _link(piece.path, space.folder / name)
+            if pictures_path(piece.path).is_file():  # of clips that are stored as frames
+                _link(pictures_path(piece.path), pictures_path(space.folder / name))
             digests[name] = piece.digest
         splits.append(_split_info(builder.name, space.folder, split, group))
     # By content, so that a run can tell whether its data changed, wherever they lie now.

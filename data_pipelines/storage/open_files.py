@@ -23,8 +23,8 @@ def raise_limit() -> int:
 
 
 def max_readers() -> int:
-    """Return how many shards a process keeps open: half of the files that it may."""
-    return min(MAX_READERS, raise_limit() // 2)
+    """Return how many shards a process keeps open: a third of the files that it may."""
+    return min(MAX_READERS, raise_limit() // 3)  # a shard may have two files
 
 
 def check_open_files(num_workers: int) -> None:
@@ -34,8 +34,8 @@ def check_open_files(num_workers: int) -> None:
       UserError: it is too low; says what would do.
     """
     limit = raise_limit()
-    # Two times the fewest readers: `max_readers` takes half of the limit.
-    needed = _OF_PROCESS + _OF_WORKER * num_workers + 2 * _FEWEST_READERS
+    # Three times the fewest readers: `max_readers` takes a third of the limit.
+    needed = _OF_PROCESS + _OF_WORKER * num_workers + 3 * _FEWEST_READERS
     if limit < needed:
         raise UserError(
             f"the limit of open files is {limit}, but training with data.num_workers="

@@ -20,10 +20,11 @@ which files:
     vlmae prepare msrvtt_qa --manual-dir MSRVTT
 
 Any data set is stored as it is, or encoded again so that sampling a few frames is cheap (one value
-is enough; a clip keeps what the others would change):
+is enough; a clip keeps what the others would change), as H.264 or as JPEG pictures:
 
     vlmae prepare msrvtt_qa --manual-dir MSRVTT --short-side 256 --fps 8 \
         --key-frames 8
+    vlmae prepare msrvtt_qa --manual-dir MSRVTT --store frames --short-side 224 --fps 4
 
 A data set lies once in a `--data-dir`, in one form, which is part of what is stored. Asking for
 another form than the one that is there, or for other inputs, is an error; asking for none takes
@@ -72,7 +73,7 @@ _FLAGS_OF = {
 }
 _PAIRS = {"split": "splits", "list": "lists", "field": "fields"}  # flag -> argument
 _WORK_FLAGS = ("workers", "num_shards", "part", "add", "overwrite")
-_FORM_FLAGS = ("short_side", "fps", "key_frames")
+_FORM_FLAGS = ("short_side", "fps", "key_frames", "store", "quality")
 
 
 def prepare(
@@ -162,6 +163,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> tuple[str, dict]:
         parser.error(f"{args.dataset} needs --name NAME and --split SPLIT=PATH")
     form = {name: getattr(args, name) for name in _FORM_FLAGS}
     form = {name: value for name, value in form.items() if value is not None}
+    for flag, store in (("key_frames", "video"), ("quality", "frames")):
+        if flag in form and form.get("store", "video") != store:
+            parser.error(f"--{flag.replace('_', '-')} belongs to --store {store}")
     if form:
         try:
             options["reencode"] = Reencode(**form)
@@ -288,6 +292,17 @@ def _part(text: str) -> tuple[int, int]:
 def _add_form_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "media encoded again", "none of these: media are stored as they are"
+    )
+    group.add_argument(
+        "--store",
+        choices=("video", "frames"),
+        help="clips as H.264, or as JPEG pictures with their times, which are larger and several "
+        "times faster to sample (default: video)",
+    )
+    group.add_argument(
+        "--quality",
+        type=int,
+        help=f"of the JPEG pictures, 1 to 100 (default: {Reencode.quality})",
     )
     group.add_argument("--short-side", type=int, metavar="PIXELS", help="of clips and images, even")
     group.add_argument("--fps", type=float, help="frames per second of clips, at most")

@@ -6,6 +6,7 @@ process included, costs one shard of each worker.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,12 +22,13 @@ from typing import NamedTuple
 import tqdm
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.media import decode
+from data_pipelines.media import decode, frames
 from data_pipelines.media.reencode import Reencode, reencode
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.json_files import read_record
 from data_pipelines.schema.records import Example
 from data_pipelines.storage.builders.base import VideoTextBuilder
+from data_pipelines.storage.pictures import FRAMES, pictures_path
 from data_pipelines.storage.records import RecordTexts, pack
 from data_pipelines.storage.tasks import Skipped, TaskList
 from data_pipelines.storage.texts import format_line
@@ -161,23 +163,32 @@ def write_shard(builder: VideoTextBuilder, space: Workspace, shard: Shard) -> Wr
     start, stop = (round(len(tasks) * i / shard.count) for i in (shard.index, shard.index + 1))
     records, texts = space.records(shard), space.texts(shard)
     skipped, num_records, num_bytes, digest = [], 0, 0, hashlib.blake2b(digest_size=16)
+    form = builder.reencode
+    beside = [pictures_path(records)] if form is not None and form.store == FRAMES else []
+    finals = (texts, *beside, records)
     # Another process may still be dying at work on this shard: each writes files of its own.
-    unfinished = [path.with_name(f"{path.name}.{os.getpid()}") for path in (texts, records)]
-    with unfinished[0].open("wb") as lines:
+    unfinished = [path.with_name(f"{path.name}.{os.getpid()}") for path in finals]
+    with contextlib.ExitStack() as stack:
+        lines, *pictures = [stack.enter_context(path.open("wb")) for path in unfinished[:-1]]
         # A group for each record: reading one must not decompress its neighbors.
-        writer = ArrayRecordWriter(str(unfinished[1]), "group_size:1")
+        writer = ArrayRecordWriter(str(unfinished[-1]), "group_size:1")
         for task in tasks.read(start, stop):
-            item = to_store(builder.load(task), builder.reencode)
+            item = to_store(builder.load(task), form)
             if isinstance(item, Skipped):
                 skipped.append(dataclasses.replace(item, split=shard.split))
                 continue
+            own = b""
+            if pictures and item.media_type == "video":
+                head, own = frames.split(item.media, pictures[0].tell())
+                pictures[0].write(own)
+                item = dataclasses.replace(item, media=head, media_type=FRAMES)
             record = pack(item)
             writer.write(record)
-            digest.update(record)
+            digest.update(record + own)
             lines.write(_line(item))
-            num_records, num_bytes = num_records + 1, num_bytes + len(record)
+            num_records, num_bytes = num_records + 1, num_bytes + len(record) + len(own)
         writer.close()
-    for path, final in zip(unfinished, (texts, records), strict=True):
+    for path, final in zip(unfinished, finals, strict=True):
         # On disk before it has its name: after a power failure a mark must not stand for an empty
         # file.
         flush(path)

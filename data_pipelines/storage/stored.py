@@ -20,6 +20,7 @@ from data_pipelines.schema.checks import MissingError, UserError, check, first_l
 from data_pipelines.schema.config import DataConfig, SourceConfig
 from data_pipelines.schema.json_files import read_json, to_record
 from data_pipelines.storage.open_files import max_readers
+from data_pipelines.storage.pictures import FRAMES, open_frames, pictures_path
 from data_pipelines.storage.records import RecordTexts, damaged_record, texts_of, unpack
 from data_pipelines.storage.texts import (
     Rows,
@@ -71,7 +72,10 @@ class Records(Sequence[dict]):
         path = self._slices[part].path
         try:
             [record] = _readers()(path).read([place])
-            return unpack(record)
+            fields = unpack(record)
+            if fields["media_type"] == FRAMES.encode():
+                fields["media"] = open_frames(fields["media"], path)
+            return fields
         except (RuntimeError, IndexError, ValueError, DecodeError) as error:
             reason = first_line(error).partition("; ")[0]
             return damaged_record(f"{path}, record {place}", reason)
@@ -179,10 +183,14 @@ def open_source(source: SourceConfig, data_dir: str | os.PathLike) -> Records:
       MissingError: the data set is not prepared, or a file of it is gone.
       UserError: it has no such split, or the split is empty.
     """
-    slices = _slices(source, dataset_folder(source.name, data_dir))
-    for part in slices:  # now, and not as thousands of damaged records
-        if not os.path.isfile(part.path):
-            raise MissingError(f"{part.path}: no such file")
+    folder = dataset_folder(source.name, data_dir)
+    slices, form = _slices(source, folder), read_form(folder)
+    needed = [pathlib.Path(part.path) for part in slices]
+    if form is not None and form.store == FRAMES:
+        needed = [*needed, *map(pictures_path, needed)]
+    for path in needed:  # now, and not as thousands of damaged records
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file")
     return Records(slices)
 
 

@@ -1,22 +1,23 @@
-"""Clips a second of the input pipeline, against decord and PyAV in torch's DataLoader.
+"""Clips a second of the input pipeline, against decord, PyAV and WebDataset in torch's DataLoader.
 
-    pip install decord
+    pip install decord webdataset
     python -m experiments.benchmarks.input
     python -m experiments.benchmarks.input --folder VIDEOS --frames 8
 
 All pipelines get the same clips, crops and number of workers; ours also tokenizes captions.
 The clips are those of `experiments.benchmarks.decoding`, or of a folder; ours reads them as they
-are, and encoded again. A round opens every pipeline in turn, drops the batches that its workers
-prefetch, times some more, and closes it, so that none works while another one is timed. Ratios
-compare within a round.
+are, encoded again, and as pictures, which WebDataset reads from a tar file. A round opens every
+pipeline in turn, drops the batches that its workers prefetch, times some more, and closes it, so
+that none works while another one is timed. Ratios compare within a round. Times are those of the
+processors, of all processes of a pipeline, so that other work on the machine disturbs little.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from data_pipelines.loading.pipeline import train_batches
 from data_pipelines.media.reencode import Reencode
 from data_pipelines.schema.config import DataConfig, SourceConfig
 from data_pipelines.storage.prepare import prepare
+from data_pipelines.storage.stored import open_source
 from experiments.benchmarks.decoding import OTHER_FORM, make_clip, read_folder
-from experiments.benchmarks.loaders import READERS, torch_batches
+from experiments.benchmarks.loaders import READERS, torch_batches, webdataset_batches, write_tar
 from experiments.benchmarks.report import compare, format_ratio, print_report, write_report
 from vlmae.runs.tables import markdown_table
 from vlmae.training.num_workers import MADE_AHEAD, num_cores
@@ -56,13 +58,29 @@ def our_batches(folder: Path, config: DataConfig, name: str) -> Iterator:
 
 
 def time_batches(batches: Iterator, skip: int, count: int) -> float:
-    """Measure `count` batches in seconds, after `skip` that do not count."""
+    """Measure processor seconds of `count` batches, after `skip` that do not count."""
     for _ in range(skip):
         next(batches)
-    start = time.perf_counter()
+    start = processor_secs()
     for _ in range(count):
         next(batches)
-    return time.perf_counter() - start
+    return processor_secs() - start
+
+
+def processor_secs() -> float:
+    """Return the processor time of this process and of those that it has started (Linux)."""
+    pid = os.getpid()
+    started = Path(f"/proc/{pid}/task").glob("*/children")
+    children = {int(child) for task in started for child in task.read_text().split()}
+    return sum(_processor_secs(process) for process in (pid, *children))
+
+
+def _processor_secs(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # has ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(
@@ -78,14 +96,14 @@ def measure(
     return secs
 
 
-def rows_of(secs: dict[str, list[float]], clips: int, cores: int) -> list[dict]:
+def rows_of(secs: dict[str, list[float]], clips: int) -> list[dict]:
     """Clips a second and core of each pipeline, with its ratio to the first."""
     first, rows = next(iter(secs.values())), []
     for name, own in secs.items():
         rows.append(
             {
                 "pipeline": name,
-                "clips_per_sec_and_core": clips / statistics.median(own) / cores,
+                "clips_per_sec_and_core": clips / statistics.median(own),
                 **compare(first, own),
             }
         )
@@ -107,6 +125,7 @@ def main(
     workers: int = 0,
     folder: Path | None = None,
     reencode: Reencode = OTHER_FORM,
+    quality: int = Reencode.quality,
     out_dir: Path = Path("runs/benchmarks"),
 ) -> None:
     """Print the table and write input.md and input.json.
@@ -119,7 +138,8 @@ def main(
       rounds: of all pipelines.
       workers: processes that decode; 0: one for each core.
       folder: videos to measure with, in place of those made here.
-      reencode: the other form of storage.
+      reencode: the form of clips encoded again; the pictures have its size and rate.
+      quality: of the pictures.
       out_dir: where the table goes.
     """
     cores = num_cores()
@@ -133,6 +153,10 @@ def main(
         paths = write_clips(media, folder_made)
         store(folder_made, "stored", None)
         store(folder_made, "encoded", reencode)
+        pictures = dataclasses.replace(reencode, store="frames", quality=quality)
+        store(folder_made, "pictures", pictures)
+        records = open_source(SourceConfig("pictures"), folder_made)
+        write_tar([records[i]["media"] for i in range(len(records))], folder_made / "clips.tar")
         makers = {
             f"{reader}, files as they are": lambda reader=reader: torch_batches(
                 paths, reader, config
@@ -141,11 +165,13 @@ def main(
         }
         makers["ours, stored as they are"] = lambda: our_batches(folder_made, config, "stored")
         makers[f"ours, {reencode}"] = lambda: our_batches(folder_made, config, "encoded")
+        makers["WebDataset, frames"] = lambda: webdataset_batches(folder_made / "clips.tar", config)
+        makers["ours, frames"] = lambda: our_batches(folder_made, config, "pictures")
         secs = measure(makers, rounds, MADE_AHEAD * workers, batches)
-    rows = rows_of(secs, batch_size * batches, cores)
+    rows = rows_of(secs, batch_size * batches)
     settings = {"frames": frames, "clips": len(media), "batch_size": batch_size, "cores": cores}
     settings |= {"batches": batches, "rounds": rounds, "workers": workers}
-    settings |= {"folder": folder and str(folder)}
+    settings |= {"folder": folder and str(folder), "quality": quality}
     write_report(out_dir, "input", format_table(rows), settings, secs=secs, rows=rows)
     print_report(format_table(rows), settings)
 

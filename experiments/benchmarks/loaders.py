@@ -1,20 +1,26 @@
-"""Video input pipelines to compare ours with: torch's DataLoader, with decord or PyAV.
+"""Input pipelines to compare ours with: torch's DataLoader, with decord, PyAV or WebDataset.
 
-Frames are sampled at the same times and cropped to the same views as ours; only the decoder and the
-loader of batches differ.
+Frames are sampled at the same times. decord and PyAV get the same views as ours; only the decoder
+and the loader of batches differ. WebDataset gets the JPEG files of our form of storage, Pillow and
+the kernel of torchvision's transforms.
 """
 
+import io
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from data_pipelines.media.frames import FrameClip
 from data_pipelines.media.sampling import segment_times
-from data_pipelines.media.transforms import train_view
+from data_pipelines.media.transforms import draw_view, train_view
 from data_pipelines.schema.config import DataConfig
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -83,4 +89,58 @@ def torch_batches(paths: Sequence[Path], reader: str, config: DataConfig) -> Ite
         sampler=RandomSampler(clips, num_samples=ENDLESS),  # without a pause between epochs
         num_workers=config.num_workers,
         multiprocessing_context="spawn",
+    )
+
+
+def write_tar(clips: Sequence[FrameClip], path: Path) -> None:
+    """Write a shard of WebDataset: the pictures of each clip, and a caption."""
+    with tarfile.open(path, "w") as tar:
+        for number, clip in enumerate(clips):
+            files = {f"{place:04}.jpg": clip.picture(place) for place in range(len(clip))}
+            for ending, content in (files | {"txt": b"a disk that moves"}).items():
+                info = tarfile.TarInfo(f"{number:06}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+class SampledViews:
+    """A sample of WebDataset -> frames by Pillow, views by what torchvision's v2 transforms call.
+
+    That is torch's antialiased bilinear kernel for uint8; torchvision itself does not load beside
+    torch's CPU build.
+    """
+
+    def __init__(self, config: DataConfig):
+        """Take the sizes of the config."""
+        self.config = config
+
+    def __call__(self, sample: dict) -> torch.Tensor:
+        """Decode the sampled frames alone."""
+        config, rng = self.config, np.random.default_rng()
+        names = sorted(name for name in sample if name.endswith(".jpg"))
+        times = segment_times(len(names), config.train[0].num_frames, rng)
+        pictures = [Image.open(io.BytesIO(sample[names[int(time)]])) for time in times]
+        video = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in pictures]))
+        scale, flip = config.min_crop_scale, config.flip
+        view = draw_view(*video.shape[1:3], rng, min_crop_scale=scale, flip=flip)
+        left, top, right, bottom = map(round, view.box)
+        crop = video[:, top:bottom, left:right].permute(0, 3, 1, 2)
+        size = config.image_size, config.image_size
+        resized = torch.nn.functional.interpolate(crop, size, mode="bilinear", antialias=True)
+        return resized.flip(-1) if view.mirrored else resized
+
+
+def webdataset_batches(path: Path, config: DataConfig) -> Iterator:
+    """Endless batches of WebDataset in a DataLoader; every worker reads the whole shard."""
+    import webdataset
+
+    clips = webdataset.WebDataset(
+        str(path), shardshuffle=False, nodesplitter=None, workersplitter=None
+    )
+    dataset = clips.repeat().shuffle(2 * config.batch_size).map(SampledViews(config))
+    yield from DataLoader(
+        dataset,
+        config.batch_size,
+        num_workers=config.num_workers,
+        multiprocessing_context="spawn" if config.num_workers else None,
     )

@@ -10,7 +10,13 @@ from typing import Any
 
 from vlmae.runs.workdir import environment, versions
 
-COMPARED = ("torch", "transformers", "av", "decord")  # packages that ours is compared with
+COMPARED = (
+    "torch",
+    "transformers",
+    "av",
+    "decord",
+    "webdataset",
+)  # packages that ours is compared with
 
 
 def compare(base: Sequence[float], own: Sequence[float]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def find_num_workers(config: ExperimentConfig, batches: Iterator[Batch]) -> int:
     if workers > cores:
         print(
             f"that is more than the {cores} core(s) of this process can do: store clips that are "
-            "cheap to decode (vlmae prepare ... --short-side 256 --fps 8)"
+            "cheap to decode (vlmae prepare ... --store frames --short-side 224 --fps 4)"
         )
     print(f"to keep up, with {MARGIN - 1:.0%} to spare: --data.num-workers {workers}")
     return workers

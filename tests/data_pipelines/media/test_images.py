@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, features
 
 from data_pipelines.media import decode, images
+from data_pipelines.media.errors import DecodeError
 from data_pipelines.media.reencode import Reencode, reencode
 
 
@@ -99,3 +100,55 @@ def test_images_stand_upright(orientation, kind):
     shown = shown[::-1] if orientation in (3, 4, 7, 8) else shown
     shown = shown[:, ::-1] if orientation in (2, 3, 6, 7) else shown
     np.testing.assert_allclose(seen, shown, atol=12)
+
+
+def photo(size=(90, 61), **options) -> bytes:
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image = coarse.resize(size, Image.Resampling.BICUBIC).convert(options.pop("mode", "RGB"))
+    image.save(file, options.pop("kind", "JPEG"), **options)
+    return file.getvalue()
+
+
+def turned(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        photo(),
+        photo(mode="L"),
+        photo(mode="CMYK"),
+        photo(progressive=True),
+        photo(exif=turned(1)),
+        photo(exif=turned(3)),
+        photo(exif=turned(6)),
+        photo(kind="PNG"),
+        photo() + b"left over",
+    ],
+)
+def test_a_still_is_what_pillow_decodes(media):
+    still, expected = images.Still(media), images.decode_image(media)
+    assert still.size == expected.shape[:2]
+    np.testing.assert_allclose(still.decode().astype(int), expected, atol=2)
+    reduced = still.decode(2)
+    assert reduced.shape in (
+        expected.shape,
+        ((still.size[0] + 1) // 2, (still.size[1] + 1) // 2, 3),
+    )
+    np.testing.assert_allclose(reduced.mean(axis=(0, 1)), expected.mean(axis=(0, 1)), atol=3)
+
+
+def test_plain_jpeg_files_are_reduced_while_decoding(monkeypatch):
+    monkeypatch.setattr(images, "decode_image", None)
+    assert images.Still(photo()).decode(2).shape == (31, 45, 3)
+
+
+def test_a_damaged_still_is_refused_as_pillow_refuses_it():
+    with pytest.raises(DecodeError, match="not a readable image"):
+        images.Still(photo()[:-200]).decode()
+    with pytest.raises(DecodeError, match="not a readable image"):
+        images.Still(b"no image")

@@ -25,11 +25,20 @@ def test_eval_view_is_resize_and_center_crop(video):
     np.testing.assert_array_equal(view[1, :, 3:-3], np.asarray(frame)[:, 3:-3])
 
 
-def test_nothing_to_do_returns_the_input(video):
+def psnr(frames, others) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    return 10 * np.log10(255**2 / np.mean((frames.astype(float) - others) ** 2))
+
+
+def test_what_has_the_size_is_cropped_alone(video):
+    """As Pillow does it, too."""
+    frame = Image.fromarray(video[1]).resize((36, 36), Image.BICUBIC, box=(6, 0, 42, 36))
+    np.testing.assert_array_equal(transforms.eval_view(video, 36)[1], np.asarray(frame))
     square = np.ascontiguousarray(video[:, :, :36])
-    assert transforms.eval_view(square, 36) is square
+    assert np.shares_memory(transforms.eval_view(square, 36), square)
     rng = np.random.default_rng(0)
-    assert transforms.train_view(square, 36, rng, min_crop_scale=1, flip=False) is square
+    view = transforms.train_view(square, 36, rng, min_crop_scale=1, flip=False)
+    np.testing.assert_array_equal(view, square)
 
 
 def test_all_frames_get_the_same_view(video):
@@ -49,7 +58,7 @@ def test_half_of_the_clips_are_mirrored(video):
     mirrored = [np.array_equal(v, plain[:, :, ::-1]) for v in views]
     assert all(m or np.array_equal(v, plain) for m, v in zip(mirrored, views, strict=True))
     assert stats.binomtest(sum(mirrored), 2000).pvalue > 0.01
-    assert all(view(flip=False) is plain for _ in range(9))
+    assert all(np.array_equal(view(flip=False), plain) for _ in range(9))
 
 
 @pytest.mark.parametrize(("width", "size"), [(48, 16), (36, 36)])
@@ -61,8 +70,50 @@ def test_a_training_view_is_a_random_box_of_all_frames(video, width, size):
         rng = np.random.default_rng(seed)
         view = transforms.train_view(video, size, rng, min_crop_scale=0.3, flip=False)
         for frame, expected in zip(view, video, strict=True):
-            image = Image.fromarray(expected).resize((size, size), Image.BICUBIC, box=box)
-            np.testing.assert_array_equal(frame, np.asarray(image))
+            image = Image.fromarray(expected).crop([*map(round, box)])
+            image = image.resize((size, size), Image.BICUBIC)
+            assert psnr(frame, np.asarray(image)) > 40
+
+
+@pytest.mark.parametrize("across", [0.5, 0.8, 1.05, 1.1, 1.2, 1.5, 2, 2.7, 4])
+@pytest.mark.parametrize("down", [0.8, 1, 1.15, 1.7, 3])
+@pytest.mark.parametrize("grain", [0, 14])
+def test_resizing_is_antialiased_as_pillow_does_it(across, down, grain):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((480, 480), Image.BICUBIC), int)
+    frame = np.clip(smooth + rng.integers(-grain, grain + 1, smooth.shape), 0, 255).astype(np.uint8)
+    box = (10.0, 20.0, 10 + round(112 * across), 20 + round(112 * down))
+    expected = Image.fromarray(frame).crop(box).resize((112, 112), Image.BICUBIC)
+    for mirrored in (False, True):
+        view = np.zeros((112, 112, 3), np.uint8)
+        transforms.write_view(frame, transforms.View(box, mirrored), frame.shape[:2], view)
+        view = view[:, ::-1] if mirrored else view
+        assert psnr(view, np.asarray(expected)) > 40
+
+
+def test_a_reduced_picture_gives_the_same_part():
+    ramp = np.broadcast_to(np.arange(0, 256)[:, None, None], (256, 200, 3)).astype(np.uint8)
+    small = ramp.reshape(128, 2, 100, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
+    view = transforms.View((20.0, 40.0, 180.0, 240.0))
+    whole, reduced = (np.zeros((80, 80, 3), np.uint8) for _ in range(2))
+    transforms.write_view(ramp, view, (256, 200), whole)
+    transforms.write_view(small, view, (256, 200), reduced)
+    np.testing.assert_allclose(whole.astype(int), reduced, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "reduction"),
+    [((0, 0, 640, 480), 224, 2), ((0, 0, 640, 447), 224, 1), ((5, 5, 905, 905), 112, 8)],
+)
+def test_pictures_are_reduced_to_no_less_than_the_view(box, size, reduction):
+    assert transforms.View(box).reduction(size) == reduction
+
+
+def test_a_box_of_less_than_a_pixel_at_the_edge():
+    frame, view = np.arange(48, dtype=np.uint8).reshape(4, 4, 3), np.zeros((2, 2, 3), np.uint8)
+    transforms.write_view(frame, transforms.View((3.6, 3.6, 4.0, 4.0)), (4, 4), view)
+    np.testing.assert_array_equal(view, np.broadcast_to(frame[3, 3], (2, 2, 3)))
 
 
 def test_views_depend_on_the_generator_alone(video):
