@@ -104,7 +104,7 @@ def check_typed(base: ExperimentConfig, runs: Sequence[SweepRun], words: Sequenc
     """
     for run in runs if any("=" in word for word in words) else ():
         try:
-            override(base, run.changes)
+            change(base, run.changes)
         except UserError as error:
             changes = " ".join(f"{field}={value}" for field, value in run.changes.items())
             raise UserError(f"run {run.index} of --sweep, {changes}: {error}") from error
