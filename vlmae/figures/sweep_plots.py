@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vlmae.runs.summary import Group, pareto_front
 AXES_INCHES = (6.0, 4.2)
 LINE_INCHES, GAP_INCHES = 0.16, 0.07  # of a legend
 FORMATS = ("png", "pdf")  # the second for papers
+BASE = "base"  # label of runs that have the values of most runs
 # Runs that differ in one of these answer other questions: other data, or another protocol.
 PROTOCOL = re.compile(r"data\.(eval|train\.\d+)\.(name|split)|data\.(task|classes)|evaluation\.\w+")
 COSTS = {  # file name -> column, its unit, label
@@ -35,10 +37,35 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def group_label(group: Group, without: str = "") -> str:
+def group_label(group: Group) -> str:
     """Format the fields of a group in short: "mask.ratio=0.75, depth=4"."""
     short = short_names(group.fields)
-    return ", ".join(f"{short[k]}={v}" for k, v in group.fields.items() if k != without)
+    return ", ".join(f"{short[k]}={v}" for k, v in group.fields.items())
+
+
+def group_labels(groups: Sequence[Group], without: str = "") -> list[str]:
+    """Format of each group the fields whose values are not those of most groups.
+
+    A group that has the values of most groups in all fields is "base". Where no value is that of
+    more than half of the groups, all of them are named.
+
+    Args:
+      groups: with the same fields.
+      without: field to leave out, because it is an axis.
+    """
+    usual = {}
+    for name in groups[0].fields if groups else ():
+        [(value, count)] = Counter(str(x.fields[name]) for x in groups).most_common(1)
+        if 2 * count > len(groups):
+            usual[name] = value
+    labels = []
+    for group in groups:
+        own = {k: v for k, v in group.fields.items() if k != without and usual.get(k) != str(v)}
+        short = short_names(group.fields)
+        named = ", ".join(f"{short[k]}={v}" for k, v in own.items())
+        has_others = any(k != without for k in group.fields)
+        labels.append(named or (BASE if has_others else ""))
+    return labels
 
 
 def comparable(groups: Sequence[Group], field: str = "") -> dict[str, list[Group]]:
@@ -81,9 +108,9 @@ def plot_against_field(
       path: the images to write, without an ending.
     """
     series: dict[str, list[Group]] = {}
-    for group in groups:
+    for label, group in zip(group_labels(groups, without=field), groups, strict=True):
         # A line for each setting of the other fields: joined, they would zigzag.
-        series.setdefault(group_label(group, without=field), []).append(group)
+        series.setdefault(label, []).append(group)
     xs = [group.fields[field] for group in groups]
     # Anything but numbers becomes names, evenly spaced.
     place = (lambda x: x) if all(map(is_number, xs)) else str
@@ -128,7 +155,7 @@ def plot_against_cost(
             for i in range(len(groups))
         ]
         axes.set(xlabel=label, ylabel=_y_label(metric))
-    named = [(group_label(group), point) for group, point in zip(groups, points, strict=True)]
+    named = [*zip(group_labels(groups), points, strict=True)]
     _add_legend(figure, [*named, *lines])
     _save(figure, path)
 

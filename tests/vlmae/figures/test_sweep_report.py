@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmae.cli.main import main
 from vlmae.config.tree import override
-from vlmae.figures.sweep_plots import chance_levels, numeric_fields
+from vlmae.figures.sweep_plots import chance_levels, group_labels, numeric_fields
 from vlmae.figures.sweep_report import format_number, heading, report
 from vlmae.runs.result import training_cost, write_result
 from vlmae.runs.summary import (
@@ -21,6 +21,7 @@ from vlmae.runs.summary import (
     DAMAGED,
     FAILED,
     UNFINISHED,
+    Group,
     find_runs,
     group_by_seed,
     pareto_front,
@@ -328,3 +329,26 @@ def test_a_value_that_a_run_does_not_have(folder):
     run = find_runs(folder)[0]
     assert value_of(run, "total_secs") == run.cost.total_secs
     assert math.isnan(value_of(run, "retrieval/v2t_r1"))
+
+
+def test_labels_name_only_what_differs_from_most_runs():
+    """Ablations of a base: a label is the change alone. Values of equal rights are all named."""
+
+    def group(ratio: float, depth: int, kind: str = "mlp") -> Group:
+        fields = {"model.video.mask.ratio": ratio, "model.video.depth": depth, "a.kind": kind}
+        return Group(fields, ())
+
+    base, shallow, dense = group(0.65, 3), group(0.65, 1), group(0.0, 3, "none")
+    assert group_labels([base, shallow, dense]) == [
+        "base",
+        "video.depth=1",
+        "mask.ratio=0.0, a.kind=none",
+    ]
+    ratios = [group(ratio, 3) for ratio in (0.5, 0.65, 0.75)]
+    assert group_labels(ratios) == [f"mask.ratio={ratio}" for ratio in (0.5, 0.65, 0.75)]
+    assert group_labels(ratios, without="model.video.mask.ratio") == ["base"] * 3
+    only = [Group({"seed": 0}, ()), Group({"seed": 1}, ())]
+    assert group_labels(only, without="seed") == ["", ""], "nothing else varies: no legend"
+    labels = group_labels([group(r, d) for r in (0.5, 0.75) for d in (1, 2)])
+    assert len({*labels}) == 4 and labels[0] == "mask.ratio=0.5, video.depth=1"
+    assert group_labels([]) == []
