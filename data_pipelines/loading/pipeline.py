@@ -139,9 +139,9 @@ def _endless_rows(maker: RowMaker, seed: int) -> grain.MapDataset[Row]:
     else:
         if config.task == "captions":
             records = _captioned(records, source, config.data_dir)
-        dataset = grain.MapDataset.source(records)
+        dataset = grain.MapDataset.range(len(records))
         texts = read_texts(source, config.data_dir) if config.num_others else ()
-        rows = TrainRows(texts, maker)
+        rows = TrainRows(records, texts, maker)
     # Shuffled before repeated: each epoch gets an order of its own. The map is last, so nothing
     # decoded waits in memory.
     return dataset.seed(seed).shuffle().repeat().random_map(rows)

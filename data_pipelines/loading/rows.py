@@ -198,16 +198,19 @@ class PickedRecords(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class TrainRows(grain.transforms.RandomMap):
-    """A record -> a row with a random caption, random frame times, crop and flip.
+    """The place of a record -> a row with a random caption, random frame times, crop and flip.
 
     `texts` are those of all records, for the captions of other clips; empty if none are wanted.
     """
 
+    records: Sequence[dict]
     texts: Sequence[RecordTexts]
     maker: RowMaker
 
-    def random_map(self, record: dict, rng: np.random.Generator) -> Row:
+    def random_map(self, place: int, rng: np.random.Generator) -> Row:
         """Make a row; all randomness comes from `rng`, which grain derives from seed and place."""
+        # Read here: grain measures what a source of records gives, for longer than reading takes.
+        record = self.records[place]
         # One caption a visit: over the epochs all are seen, and batches keep their size.
         captions = record["captions"]
         caption = _draw(captions, rng) if captions else b""
