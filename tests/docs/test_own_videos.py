@@ -93,6 +93,7 @@ def test_files_are_prepared_and_recipes_fit_them(folder, monkeypatch, section):
 
 @pytest.mark.e2e
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # nine programs to compile, one after the other
 def test_the_page_runs(folder, monkeypatch, capsys):
     for section in (*TASKS, "Search"):
         for words in commands_of(section):
