@@ -12,8 +12,10 @@ from vlmae.training.step_cost import collective_bytes, describe_bytes
 # Eight rows of 64 numbers on four devices; what each program must exchange is in its name.
 SCRIPT = """
 import json
+import re
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from vlmae.ops.losses import contrastive_loss, similarity
 from vlmae.training.step_cost import collective_bytes
 
 mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -27,7 +29,17 @@ def count(function, sharding_in, sharding_out, x=x):
 def five_sums(x):
     return jax.lax.scan(lambda c, _: (jnp.tanh(c - c.sum(0)), None), x, None, length=5)[0]
 
+def vtc(video, text, ids, valid):
+    return contrastive_loss(similarity(video, text), ids, valid)
+
+# 32 clips and texts; no other array has both sides of 32.
+inputs = [((32, 1, 24), "float32"), ((32, 24), "float32"), ((32,), "int32"), ((32,), "bool")]
+gradients = jax.jit(jax.grad(vtc, (0, 1)), in_shardings=(rows,) * 4, out_shardings=(rows,) * 2)
+program = gradients.lower(*(jax.ShapeDtypeStruct(*x) for x in inputs)).compile().as_text()
+
 print(json.dumps({
+    "vtc": collective_bytes(program),
+    "vtc_shapes": sorted(set(re.findall(r"f32\\[([\\d,]+)\\]", program))),
     "nothing": count(lambda x: 2 * x, rows, rows),
     "gather": count(lambda x: x, rows, whole),
     "bytes": count(lambda x: x, rows, whole, jax.ShapeDtypeStruct((8, 64), "uint8")),
@@ -58,6 +70,12 @@ def counted() -> dict[str, dict[str, int]]:
 )
 def test_programs_of_known_traffic(counted, name, expected):
     assert counted[name] == expected
+
+
+def test_each_device_computes_its_own_rows_of_the_similarities(counted):
+    """An nth of the products; the transposed direction exchanges them, and so does its gradient."""
+    assert "8,32" in counted["vtc_shapes"] and "32,32" not in counted["vtc_shapes"]
+    assert counted["vtc"]["all-to-all"] == 2 * 8 * 32 * 4
 
 
 def test_asynchronous_pairs_count_once():
