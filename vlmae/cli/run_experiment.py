@@ -32,7 +32,7 @@ from vlmae.evaluation.evaluators import chosen_evaluators
 from vlmae.ops.multiple_choice import SLOT
 from vlmae.parallel.devices import check_gpus, describe_devices
 from vlmae.parallel.processes import is_main_process, print_on_main_process
-from vlmae.runs.best import best_step, check_metric
+from vlmae.runs.best import check_metric, result_step
 from vlmae.runs.disk import disk_errors_explained
 from vlmae.runs.inference import OnProgress
 from vlmae.runs.load import tokenizer_of
@@ -126,7 +126,7 @@ def _run_resolved(
     result = train(config, workdir, make_batches, evaluate_params, profile, resume_step)
     if is_main_process():
         last = max(last_step(read_metrics(workdir)), 1)  # it may have ended early
-        step = best_step(workdir) if config.train.best_metric else last
+        step = result_step(workdir, config.train.best_metric, last)
         written = write_result(workdir, step, result, config.data.batch_size)
         print_tables(workdir)
         done = override(config, {"train.steps": last})

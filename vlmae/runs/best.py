@@ -27,7 +27,7 @@ class BestRecord:
 
     metric: str
     steps: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
+    values: tuple[float | None, ...] = ()  # None: the metric was no number
 
     def up_to(self, step: int) -> "BestRecord":
         """Leave out evaluations after a step, which a run that goes back does again."""
@@ -36,8 +36,8 @@ class BestRecord:
 
     def added(self, step: int, value: float) -> "BestRecord":
         """Add an evaluation; it replaces an earlier one of the same step."""
-        before = self.up_to(step - 1)
-        return replace(before, steps=(*before.steps, step), values=(*before.values, value))
+        before, kept = self.up_to(step - 1), None if math.isnan(value) else value
+        return replace(before, steps=(*before.steps, step), values=(*before.values, kept))
 
     def best_step(self, among: Collection[int] | None = None) -> int | None:
         """Return the step of the best value, the first of equal ones; None if there is none.
@@ -49,7 +49,7 @@ class BestRecord:
         rated = {
             step: sign * value
             for step, value in zip(self.steps, self.values, strict=True)
-            if not math.isnan(value) and (among is None or step in among)
+            if value is not None and (among is None or step in among)
         }
         return max(rated, key=lambda step: rated[step]) if rated else None
 
@@ -176,6 +176,20 @@ def best_step(workdir: Path) -> int:
     if step is None:
         raise MissingError(f"{workdir} holds no checkpoint of those in {BEST}")
     return step
+
+
+def result_step(workdir: Path, metric: str, last: int) -> int:
+    """Return the step that a run's result is of: the best one by `metric`, or else the last one.
+
+    Args:
+      workdir: the run.
+      metric: its `train.best_metric`; empty: it keeps no best checkpoint.
+      last: its last step, which counts if the metric was never a number.
+    """
+    try:
+        return best_step(workdir) if metric else last
+    except MissingError:
+        return last
 
 
 def check_metric(metric: str, evaluators: Collection[str]) -> None:

@@ -64,11 +64,12 @@ def best_result(state: TrainState, evaluate: Evaluate, resources: Resources) -> 
     """Evaluate the last step, and then the best one where that is another.
 
     Returns:
-      The metrics of the best step, or of the last one of a run that keeps none.
+      The metrics of the best step, or of the last one of a run that keeps none, or whose metric was
+      never a number.
     """
     mesh, checkpoints, best, result = resources.mesh, resources.checkpoints, resources.best, {}
     last = int(state.step)
-    if not best.stops():  # else it was evaluated just now
+    if not best.stops() or best.step() is None:  # else it was evaluated just now
         result = evaluate(state.params, mesh, evaluating(resources, last))
         resources.log.writer.write(last, result)
         best.add(last, result, is_main_process())

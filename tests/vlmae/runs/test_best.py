@@ -10,14 +10,22 @@ from run_checks import history
 
 from data_pipelines.schema.checks import MissingError, UserError
 from vlmae.config.experiment import TrainConfig
-from vlmae.runs.best import BEST, BestKeeper, BestRecord, best_step, check_metric, load_chosen
+from vlmae.runs.best import (
+    BEST,
+    BestKeeper,
+    BestRecord,
+    best_step,
+    check_metric,
+    load_chosen,
+    result_step,
+)
 from vlmae.runs.checkpoint import Checkpoints, load_params
 from vlmae.runs.result import read_result
 
 METRIC = "retrieval/t2v_r1"
 
 
-def record(*values: float, metric: str = METRIC) -> BestRecord:
+def record(*values: float | None, metric: str = METRIC) -> BestRecord:
     steps = tuple(10 * (i + 1) for i in range(len(values)))
     return BestRecord(metric, steps, values)
 
@@ -29,8 +37,8 @@ def record(*values: float, metric: str = METRIC) -> BestRecord:
         (record(1.0, 3.0, 2.0), 20, 1),
         (record(1.0, 3.0, 3.0, 3.0), 20, 2),  # no better is not better
         (record(3.0, 1.0, 2.0, metric="retrieval/t2v_median_rank"), 20, 1),
-        (record(float("nan"), 1.0), 20, 0),
-        (record(float("nan")), None, 1),
+        (record(None, 1.0), 20, 0),
+        (record(None), None, 1),
     ],
 )
 def test_the_best_step(found, best, waited):
@@ -81,6 +89,14 @@ def test_a_record_without_its_checkpoint(tmp_path):
     (tmp_path / BEST).write_text(json.dumps(found))
     assert best_step(tmp_path) == 1
     assert keep(tmp_path, {3: 1.0}, start=2) == [1, 3], "the run did step 3 again"
+
+
+def test_the_result_is_of_the_last_step_where_none_is_best(tmp_path):
+    none, some = tmp_path / "none", tmp_path / "some"
+    keep(none, {10: float("nan"), 20: float("nan")})
+    assert result_step(none, METRIC, 20) == result_step(none, "", 20) == 20
+    keep(some, {10: 2.0, 20: float("nan")})
+    assert result_step(some, METRIC, 20) == 10
 
 
 def test_patience(tmp_path):
