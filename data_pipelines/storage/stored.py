@@ -161,11 +161,16 @@ def _texts_in(value: object) -> Iterator[str]:
 
 
 def read_form(folder: pathlib.Path) -> Reencode | None:
-    """Return how the media of a prepared folder were encoded again; None: they were not."""
-    metadata = read_info(folder).metadata or {}
+    """Return how the media of a prepared folder were encoded again; None: they were not.
+
+    Raises:
+      UserError: `metadata.json` is damaged.
+    """
+    path = folder / "metadata.json"  # of TFDS, which reads whatever JSON it holds
+    metadata = read_json(path) if path.is_file() else {}
     if REENCODE_KEY not in metadata:
         return None
-    return to_record(Reencode, metadata[REENCODE_KEY], folder / "metadata.json")
+    return to_record(Reencode, metadata[REENCODE_KEY], path)
 
 
 def read_digests(folder: pathlib.Path) -> dict[str, str]:

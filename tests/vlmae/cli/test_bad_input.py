@@ -293,14 +293,14 @@ def test_what_is_not_finite_stops_the_run(run_tiny, learning_rate, weight_decay,
 @pytest.fixture
 def every_fourth_clip_is_bad(monkeypatch):
     """Decoding fails, as for files that were damaged after their data set was prepared."""
-    load_video = rows.load_video
+    sample_frames = rows.sample_frames
 
-    def load_or_fail(record: dict, *args) -> np.ndarray:
+    def sample_or_fail(record: dict, *args):
         if int(record["source"].decode().rsplit("/", 1)[-1]) % 4 == 0:
             raise DecodeError("truncated")
-        return load_video(record, *args)
+        return sample_frames(record, *args)
 
-    monkeypatch.setattr(rows, "load_video", load_or_fail)
+    monkeypatch.setattr(rows, "sample_frames", sample_or_fail)
 
 
 @pytest.mark.parametrize(("max_bad_ratio", "stops"), [("0.1", True), ("0.5", False)])

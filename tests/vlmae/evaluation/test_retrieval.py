@@ -278,7 +278,8 @@ def test_batch_size_changes_nothing(model, params, pair_scores, batch_size):
         ours = evaluate(model, params, data, batch_size, top_k)
         theirs = evaluate(model, params, make_data(4), 4, top_k)
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
-        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-3)
+        # InfoNCE is flat around its best temperature, which small differences of scores move.
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-2)
         ranks = [name for name in ours.metrics if not re.search("info_nce|temperature", name)]
         assert all(ours.metrics[name] == theirs.metrics[name] for name in ranks)
 

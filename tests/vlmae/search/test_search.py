@@ -117,7 +117,7 @@ def test_ranks_as_the_retrieval_evaluator(workdir, model, tiny_data_dir, tmp_pat
     answers = found.query(data.texts.captions, top_k=len(records))
     for hits, row in zip(answers, scores, strict=True):
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-        by_name = [score for _, score in sorted(hits)]
+        by_name = [hit.score for hit in sorted(hits)]
         np.testing.assert_allclose(by_name, row, rtol=1e-6, atol=1e-6)
 
 
