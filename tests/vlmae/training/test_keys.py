@@ -204,6 +204,7 @@ def test_the_seed_of_the_config_makes_the_state_and_the_batches(seed, monkeypatc
         "train": lambda config, workdir, make_batches, *_: make_batches(config.data, 0, 0, 1) or {},
         "train_batches": lambda *_, seed, **__: given.append(seed),
         "write_result": lambda *_: {"cost": {"total_flops": math.nan}},
+        "describe_run": lambda _: [],
     }
     nothing = ("eval_data", "data_state", "note_data", "print_tables")
     for name, stub in (stubs | dict.fromkeys(nothing, lambda *_: None)).items():
