@@ -84,7 +84,7 @@ def retrieval(count: int) -> Prepared:
         for name, direction in directions.items():
             rank_metrics(ranked[name].ranks)
             rank_intervals(name, ranked[name], direction.media_ids)
-        describe(ranked["t2v"], directions["t2v"].right, captions.captions, clips, names)
+        describe(ranked["t2v"], directions["t2v"].right, captions, clips, names)
 
     return run
 
