@@ -278,8 +278,12 @@ def test_batch_size_changes_nothing(model, params, pair_scores, batch_size):
         ours = evaluate(model, params, data, batch_size, top_k)
         theirs = evaluate(model, params, make_data(4), 4, top_k)
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4, atol=1e-5)
-        # InfoNCE is flat around its best temperature, which small differences of scores move.
-        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-2)
+        # Of temperatures the inverse, which multiplies scores: of hundreds it is nearly zero.
+        ours_scaled, theirs_scaled = (
+            {k: 1 / v if k.endswith("temperature") else v for k, v in x.metrics.items()}
+            for x in (ours, theirs)
+        )
+        assert ours_scaled == pytest.approx(theirs_scaled, rel=1e-3, abs=1e-5)
         ranks = [name for name in ours.metrics if not re.search("info_nce|temperature", name)]
         assert all(ours.metrics[name] == theirs.metrics[name] for name in ranks)
 
