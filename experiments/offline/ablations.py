@@ -12,13 +12,11 @@ Result: docs/results.md, "What each part of a recipe brings" (merging keeps what
 quarter fewer operations) and, for the learning rates, "Cost to reach dense quality".
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from data_pipelines.schema.config import SourceConfig
 from experiments.offline import claims
@@ -154,10 +152,5 @@ def compare(
 
 VARIANTS = {name: claims.variant(name, BASE | changes) for name, changes in ABLATIONS.items()}
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["stills"]:
-        tyro.cli(stills, args=sys.argv[2:])
-    elif sys.argv[1:2] == ["rates"]:
-        tyro.cli(rates, args=sys.argv[2:])
-    else:
-        main(VARIANTS, SWEEPS)
+if __name__ == "__main__" and not claims.run_command(stills, rates):
+    main(VARIANTS, SWEEPS)

@@ -220,10 +220,13 @@ def report(workdir: Path = Path("runs/claims"), reference: str = "dense", rounds
     print((workdir / "cost_to_reach.md").read_text())
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["study"]:
-        tyro.cli(study, args=sys.argv[2:])
-    elif sys.argv[1:2] == ["report"]:
-        tyro.cli(report, args=sys.argv[2:])
-    else:
-        main(VARIANTS, SWEEPS)
+def run_command(*commands: Callable[..., None]) -> bool:
+    """Run the command that the first argument names; False if it names none of them."""
+    chosen = [command for command in commands if sys.argv[1:2] == [command.__name__]]
+    for command in chosen:
+        tyro.cli(command, args=sys.argv[2:])
+    return bool(chosen)
+
+
+if __name__ == "__main__" and not run_command(study, report):
+    main(VARIANTS, SWEEPS)

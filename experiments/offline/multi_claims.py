@@ -18,13 +18,11 @@ negative log-likelihood of the right one of four captions by the matching head a
 Result: see docs/results.md, "MuLTI's claims".
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from experiments import quickstart
 from experiments.offline import claims
@@ -165,10 +163,5 @@ def format_difference(by_seed: np.ndarray, metrics: Sequence[str]) -> str:
     return f"{by_seed.mean():+.3f} ({by_seed.min():+.3f} to {by_seed.max():+.3f}), {verdict}"
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["study"]:
-        tyro.cli(study, args=sys.argv[2:])
-    elif sys.argv[1:2] == ["report"]:
-        tyro.cli(report, args=sys.argv[2:])
-    else:
-        main(VARIANTS, SWEEPS)
+if __name__ == "__main__" and not claims.run_command(study, report):
+    main(VARIANTS, SWEEPS)
