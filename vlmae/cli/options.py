@@ -11,8 +11,8 @@ from typing import Annotated
 import tyro
 
 from data_pipelines.schema.checks import UserError, check
-from data_pipelines.schema.fields import check_config, checks_deferred, flag
-from vlmae.config.epochs import TAKES_PLACE
+from data_pipelines.schema.fields import check_config, checks_deferred
+from vlmae.config.epochs import overruled
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.launching.submission import LaunchConfig
@@ -158,13 +158,8 @@ def default_config(get_config: GetConfig, arguments: Sequence[str]) -> Experimen
                 "by --data.train.0.name and so on",
             )
             config = override(config, {"data.train.0.name": name})
-    named, overruled = named_fields(arguments), {}
-    for steps, relative in TAKES_PLACE.items():
-        if steps in named:
-            overruled[relative] = 0.0
-            twice = f"{flag(steps)} and {flag(relative)} say the same: give one of them"
-            check(relative not in named, twice)
-    return override(config, overruled) if overruled else config
+    unset = overruled(named_fields(arguments))
+    return override(config, unset) if unset else config
 
 
 def value_of(field: str, arguments: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Lengths that are given in epochs, or as shares of a run, as steps."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from data_pipelines.schema.checks import check
@@ -17,19 +17,30 @@ TAKES_PLACE = {
 }
 
 
+def overruled(given: Collection[str]) -> dict[str, float]:
+    """Return the changes by which lengths that are given in steps count, whatever the epochs.
+
+    Args:
+      given: names of fields.
+
+    Raises:
+      UserError: a length is given both ways.
+    """
+    found = {steps: relative for steps, relative in TAKES_PLACE.items() if steps in given}
+    for steps, relative in found.items():
+        twice = f"{flag(steps)} and {flag(relative)} say the same: give one of them"
+        check(relative not in given, twice)
+    return dict.fromkeys(found.values(), 0.0)
+
+
 def change(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Override fields as a user means it: a length in steps counts, whatever the recipe's epochs.
+    """Override fields as a user means it, see `overruled`.
 
     Raises:
       UserError: a length is given both ways; or as `override`.
     """
-    for steps, relative in TAKES_PLACE.items():
-        check(
-            not (steps in changes and changes.get(relative)),
-            f"{flag(steps)} and {flag(relative)} say the same: give one of them",
-        )
-    unset = {relative: 0.0 for steps, relative in TAKES_PLACE.items() if steps in changes}
-    return override(config, unset | dict(changes))
+    given = [field for field, value in changes.items() if value or field in TAKES_PLACE]
+    return override(config, overruled(given) | dict(changes))
 
 
 def has_epochs(config: ExperimentConfig) -> bool:
