@@ -121,8 +121,10 @@ def _run_resolved(
             parts=parts,
         )
 
-    for line in _overview(config):
-        print_on_main_process(line)
+    if is_main_process():  # counting reads all texts
+        with waiting("counting clips, texts and parameters"):
+            overview = describe_run(config)
+        print_on_main_process("\n".join(overview))
     result = train(config, workdir, make_batches, evaluate_params, profile, resume_step)
     if is_main_process():
         last = max(last_step(read_metrics(workdir)), 1)  # it may have ended early
@@ -136,11 +138,6 @@ def _run_resolved(
             print(saving)
         print(f"results, metrics and pictures are in {workdir}")
     return result
-
-
-def _overview(config: ExperimentConfig) -> list[str]:
-    with waiting("counting clips, texts and parameters"):
-        return describe_run(config)
 
 
 def data_state(config: DataConfig, tokenizer: Tokenizer, classes: Classes | None) -> DataState:
