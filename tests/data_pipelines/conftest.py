@@ -94,6 +94,17 @@ def read_folder() -> Callable[[pathlib.Path], dict[str, list[Example]]]:
     return _read_folder
 
 
+@pytest.fixture
+def read_train(tmp_path, read_folder) -> Callable[..., list[Example]]:
+    """Prepares files of `tmp_path` in a form as a training split; reads back what was stored."""
+
+    def read(form: str, pattern: str, **options) -> list[Example]:
+        options = {"name": "mine", "splits": {"train": str(tmp_path / pattern)}} | options
+        return read_folder(prepare(form, tmp_path / "data", **options))["train"]
+
+    return read
+
+
 def _read_folder(folder: pathlib.Path) -> dict[str, list[Example]]:
     data_dir, name = folder.parent.parent, folder.parent.name
     return {

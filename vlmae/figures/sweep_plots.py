@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def group_label(group: Group) -> str:
-    """Format the fields of a group in short: "mask.ratio=0.75, depth=4"."""
-    short = short_names(group.fields)
-    return ", ".join(f"{short[k]}={v}" for k, v in group.fields.items())
+def in_short(fields: Mapping[str, Any]) -> str:
+    """Format fields with their values in short: "mask.ratio=0.75, depth=4"."""
+    short = short_names(fields)
+    return ", ".join(f"{short[k]}={v}" for k, v in fields.items())
 
 
 def group_labels(groups: Sequence[Group], without: str = "") -> list[str]:
@@ -61,10 +61,8 @@ def group_labels(groups: Sequence[Group], without: str = "") -> list[str]:
     labels = []
     for group in groups:
         own = {k: v for k, v in group.fields.items() if k != without and usual.get(k) != str(v)}
-        short = short_names(group.fields)
-        named = ", ".join(f"{short[k]}={v}" for k, v in own.items())
         has_others = any(k != without for k in group.fields)
-        labels.append(named or (BASE if has_others else ""))
+        labels.append(in_short(own) or (BASE if has_others else ""))
     return labels
 
 
@@ -82,7 +80,7 @@ def comparable(groups: Sequence[Group], field: str = "") -> dict[str, list[Group
     for group in groups:
         fixed = {k: v for k, v in group.fields.items() if PROTOCOL.fullmatch(k) and k != field}
         free = {k: v for k, v in group.fields.items() if k not in fixed}
-        parts.setdefault(group_label(Group(fixed, ())), []).append(Group(free, group.runs))
+        parts.setdefault(in_short(fixed), []).append(Group(free, group.runs))
     return parts
 
 

@@ -6,7 +6,7 @@ checkpoints are there, so a run that was killed between the two files loses noth
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jaxtyping import PyTree
@@ -126,14 +126,7 @@ class BestKeeper:
         if is_best:
             self.checkpoints.best = step
         if write:
-            write_json(
-                self.workdir / BEST,
-                {
-                    "metric": self.metric,
-                    "steps": list(self.record.steps),
-                    "values": list(self.record.values),
-                },
-            )
+            write_json(self.workdir / BEST, asdict(self.record))
         return is_best
 
     def stops(self) -> bool:

@@ -7,7 +7,6 @@ import pytest
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.records import Question
 from data_pipelines.storage.builders import parquet
-from data_pipelines.storage.prepare import prepare
 
 MEDIA_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -20,13 +19,8 @@ def write(path, media, column="image", group=2, **columns):
 
 
 @pytest.fixture
-def read_files(tmp_path, read_folder):
-    def read(pattern="*.parquet", **options):
-        data_dir, splits = tmp_path / "data", {"train": str(tmp_path / pattern)}
-        options = {"name": "mine", "splits": splits} | options
-        return read_folder(prepare("parquet", data_dir, **options))["train"]
-
-    return read
+def read_files(read_train):
+    return lambda pattern="*.parquet", **options: read_train("parquet", pattern, **options)
 
 
 def test_images_with_one_caption_or_a_list(tmp_path, small_media, read_files):

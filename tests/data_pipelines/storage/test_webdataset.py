@@ -39,13 +39,9 @@ def still(color, size=(16, 12), kind="PNG"):
 
 
 @pytest.fixture
-def read_tars(tmp_path, read_folder):
-    """Prepares the tar files of `tmp_path` and reads back what was stored."""
-
+def read_tars(read_train):
     def read(pattern="{00000..00001}.tar", **options):
-        data_dir, splits = tmp_path / "data", {"train": str(tmp_path / pattern)}
-        options = {"name": "mine", "splits": splits} | options
-        return read_folder(prepare("webdataset", data_dir, **options))["train"]
+        return read_train("webdataset", pattern, **options)
 
     return read
 
