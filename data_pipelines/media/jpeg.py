@@ -4,11 +4,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-REDUCTIONS = (
-    8,
-    4,
-    2,
-)  # sides that libjpeg divides while decoding, for less time than it takes whole
+# Divisors of sides that libjpeg decodes at, in less time than whole pictures take.
+REDUCTIONS = (8, 4, 2)
 
 
 def read_jpeg(
