@@ -15,6 +15,7 @@ Shapes: b rows of a batch, t frames, f = b t frames, n patches of a frame, k vis
 q tokens with [CLS], l and a text tokens, s latents, d width, e shared space, c classes, v words.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -1235,7 +1236,10 @@ def center_square(frame: Tensor, size: int) -> Tensor:
         return frame
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
-    image = Image.frombytes("RGB", (width, height), bytes(frame.cpu().contiguous().flatten()))
+    frame = frame.cpu().contiguous()
+    # Not bytes(frame), which makes a tensor of each value: seconds for a frame.
+    pixels = ctypes.string_at(frame.data_ptr(), frame.numel())
+    image = Image.frombytes("RGB", (width, height), pixels)
     box = (left, top, left + side, top + side)
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size, size, 3)
