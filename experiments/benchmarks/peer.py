@@ -115,7 +115,7 @@ class Peer(modeling_vlmae.VideoLanguageModel):
 
     def contrast(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
         """VTC over the batch; all its clips differ."""
-        logits = self.similarity(video, text).float()
+        logits = self.logits(video, text).float()
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

@@ -10,7 +10,14 @@ from vlmae.training.step import make_init
 
 
 def program(flops: float, temporary_bytes: int) -> cost.Program:
-    return cost.Program(None, None, flops, temporary_bytes, 0.0)
+    return cost.Program(
+        run=None,
+        values=None,
+        init=None,
+        flops=flops,
+        temporary_bytes=temporary_bytes,
+        compile_secs=0.0,
+    )
 
 
 def test_ratios_compare_steps_of_one_round():

@@ -78,5 +78,6 @@ def test_training_resumes(old):
     expected = EXPECTED["step_3"]
     # That revision reached `final_ratio`, 1 % here, one step after the last.
     expected["optim/learning_rate"] = 0.01 * config.optim.learning_rate
+    # It resized training's views by Pillow; OpenCV's pixels are a level off here and there.
     for name, value in expected.items():
-        np.testing.assert_allclose(values[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(values[name], value, rtol=2e-3, err_msg=name)
