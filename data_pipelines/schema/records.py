@@ -52,7 +52,7 @@ class Example:
     match_id: str
     source: str
     questions: Sequence[Question] = ()
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | None = None  # (): known to have none of them; None: not known
 
 
 class Batch(NamedTuple):

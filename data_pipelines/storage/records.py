@@ -39,7 +39,7 @@ def pack(example: Example) -> bytes:
     """Serialize an example; the same one always gives the same bytes."""
     values = {"media": [example.media]}
     values |= {name: [getattr(example, name).encode()] for name in _TEXTS}
-    values |= {name: [text.encode() for text in getattr(example, name)] for name in _LISTS}
+    values |= {name: [text.encode() for text in getattr(example, name) or ()] for name in _LISTS}
     for name in _QUESTION:
         values[f"questions/{name}"] = [_text(item, name).encode() for item in example.questions]
     feature = {

@@ -37,4 +37,5 @@ def _count(folder: pathlib.Path, source: SourceConfig, data_dir: str, task: str)
 def _rows_of(item: RecordTexts, task: str) -> int:
     if task == "captions":
         return len(item.captions)
-    return bool(item.labels) if task == "labels" else len(item.questions)
+    # A clip without labels is one that has none of them.
+    return 1 if task == "labels" else len(item.questions)

@@ -199,15 +199,16 @@ def write_shard(builder: VideoTextBuilder, space: Workspace, shard: Shard) -> Wr
 
 
 def _line(example: Example) -> bytes:
-    return format_line(RecordTexts(*(getattr(example, name) for name in RecordTexts._fields)))
+    texts = {name: getattr(example, name) for name in RecordTexts._fields}
+    return format_line(RecordTexts(**texts | {"labels": tuple(example.labels or ())}))
 
 
 def check(item: Example | Skipped) -> Example | Skipped:
     """Return the example itself if it can be used, else the reason why not."""
     if isinstance(item, Skipped):
         return item
-    if not (item.captions or item.questions or item.labels):
-        return Skipped(item.source, "without a caption")
+    if not (item.captions or item.questions or item.labels is not None):
+        return Skipped(item.source, "without a text")
     if any(not caption.strip() for caption in item.captions):
         return Skipped(item.source, "with an empty caption")
     try:

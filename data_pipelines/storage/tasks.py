@@ -44,7 +44,7 @@ class Task:
     match_id: str = ""
     source: str = ""
     questions: tuple[Question, ...] = ()
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
     start: int = 0
 
 
@@ -206,7 +206,8 @@ def map_threads(function: Callable[[Any], Any], items: Iterable) -> Iterator:
 
 def _spool(example: Example, spool) -> Task:
     fields = {name: value for name, value in vars(example).items() if name != "media"}
-    texts = {name: tuple(fields[name]) for name in ("captions", "labels", "questions")}
+    texts = {name: tuple(fields[name]) for name in ("captions", "questions")}
+    texts["labels"] = None if example.labels is None else tuple(example.labels)
     start = spool.tell()
     spool.write(example.media)
     return Task(path=spool.name, size=len(example.media), start=start, **fields | texts)
@@ -231,8 +232,13 @@ def _parse_task(line: bytes, path: pathlib.Path) -> Task:
     fields = parse_json(line, path, keep_halves=True)  # the path must find its file
     try:
         questions = parse_questions(fields["questions"])
-        texts = {name: tuple(fields[name]) for name in ("captions", "labels")}
-        return Task(**fields | texts | {"questions": questions})
+        labels = fields["labels"]
+        texts = {
+            "captions": tuple(fields["captions"]),
+            "questions": questions,
+            "labels": None if labels is None else tuple(labels),
+        }
+        return Task(**fields | texts)
     except (LookupError, TypeError) as error:
         raise UserError(f"{path}: not a task: {error}") from error
 

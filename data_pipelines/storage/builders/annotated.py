@@ -163,7 +163,7 @@ class AnnotatedBuilder(base.VideoTextBuilder):
         if isinstance(item, Skipped):
             return item
         if not (item.captions or item.questions or item.labels):
-            return Skipped(item.source, "without a caption")
+            return Skipped(item.source, "without a text")
         # Looked for now, by name: a preparation of days must not end for a folder that is missing.
         names = self.media_names(item)
         found = next(filter(None, map(media.find, names)), None)

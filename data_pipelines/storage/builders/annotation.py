@@ -54,7 +54,7 @@ def to_task(annotation: Annotation, path: str, size: int) -> Task:
         match_id=annotation.match_id or annotation.media,
         source=annotation.source,
         questions=annotation.questions,
-        labels=annotation.labels,
+        labels=annotation.labels or None,
     )
 
 

@@ -178,7 +178,8 @@ def _table_entries(path: pathlib.Path, fields: Mapping[str, str]) -> Iterator[tu
         lists = {name: _texts(filled[name]) for name in _LISTS if name in filled}
         # Without a text in any cell the clip is skipped and counted, not an error.
         none = {} if "caption" in filled else {"captions": []}
-        yield place, none | filled | lists
+        known = {"labels": []} if "labels" in columns.values() else {}
+        yield place, none | known | filled | lists
 
 
 def _columns(path: pathlib.Path, header: list[str], fields: Mapping[str, str]) -> dict[str, str]:
@@ -250,9 +251,10 @@ def _joined(tasks: Iterator[Task | Skipped]) -> Iterator[Task | Skipped]:
         else:
             groups.setdefault((task.path, task.match_id), []).append(task)
     for group in groups.values():
+        known = any(task.labels is not None for task in group)
         texts = {
-            name: tuple(dict.fromkeys(text for task in group for text in getattr(task, name)))
-            for name in ("captions", "questions", "labels")
+            name: tuple(dict.fromkeys(text for x in group for text in getattr(x, name) or ()))
+            for name in ("captions", "questions", *(["labels"] if known else ()))
         }
         yield dataclasses.replace(group[0], **texts)
 
@@ -272,7 +274,8 @@ def read_entry(entry: object, folder: str, place: str) -> Task | Skipped:
     """
     fields = _check_fields(entry, place)
     captions, questions = tuple(fields["captions"]), tuple(fields["questions"])
-    if not (captions or questions or fields["labels"]):
+    labels = fields.get("labels")
+    if not (captions or questions or labels is not None):
         return Skipped(place, "without a text")
     # Joined as text: objects of pathlib would take most of the time for millions of lines.
     path = os.path.join(folder, fields["media"])
@@ -284,7 +287,7 @@ def read_entry(entry: object, folder: str, place: str) -> Task | Skipped:
         match_id=fields.get("id", fields["media"]),
         source=place,
         questions=questions,
-        labels=tuple(fields["labels"]),
+        labels=None if labels is None else tuple(labels),
     )
 
 
@@ -319,8 +322,7 @@ def _check_fields(entry: object, place: str) -> dict:
     more_captions, more_questions = _own_question(entry, place)
     return {
         **{"captions": [*captions, *more_captions], "questions": [*questions, *more_questions]},
-        **{"labels": entry.get("labels", [])},
-        **{name: entry[name] for name in ("media", "id", "type") if name in entry},
+        **{name: entry[name] for name in ("media", "id", "type", "labels") if name in entry},
     }
 
 

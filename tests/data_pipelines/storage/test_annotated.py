@@ -68,7 +68,7 @@ def test_empty_and_repeated_texts_are_left_out_and_counted(tmp_path, manual_dir,
 
 def test_annotations_without_any_text_are_skipped(manual_dir, read_back):
     folder = manual_dir(qa_files([entry(1), entry(2, answer="")]), ["videos/video1.mp4"])
-    with pytest.raises(ValueError, match="1 without a caption"):
+    with pytest.raises(ValueError, match="1 without a text"):
         read_back("msrvtt_qa", folder)
 
 

@@ -116,7 +116,7 @@ def test_without_a_training_split_all_texts_count(tmp_path, clip):
 
 def bad_examples(clip, image):
     return {
-        "without a caption": example(clip, captions=[]),
+        "without a text": example(clip, captions=[]),
         "with an empty caption": example(clip, captions=["a dog", "  "]),
         "not a readable video": example(clip[: len(clip) // 2]),
         "an image where a video is expected": example(image),

@@ -114,6 +114,18 @@ def test_labels_of_a_table(folder, prepared):
     assert found["a.mp4"].labels == ["dog", "animal"] and found["b.mp4"].labels == ["cat"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "media,labels\na.mp4,dog\nb.mp4,\n"),
+        ("a.json", [{"media": "a.mp4", "labels": ["dog"]}, {"media": "b.mp4", "labels": []}]),
+    ],
+)
+def test_a_clip_may_have_none_of_the_labels(folder, prepared, name, text):
+    found = prepared(write(folder, name, text))
+    assert found["a.mp4"].labels == ["dog"] and found["b.mp4"].labels == []
+
+
 def test_rows_of_another_split_are_left_out(folder, prepared):
     table = "media,caption,split\na.mp4,a dog,training\nb.mp4,a cat,test\n"
     assert [*prepared(write(folder, "a.csv", table))] == ["a.mp4"]
