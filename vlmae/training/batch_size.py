@@ -7,23 +7,32 @@ fit is also run. With `--for h100` the step is compiled for a GPU that is not he
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
-from data_pipelines.schema.checks import check
+from data_pipelines.schema.checks import UserError, check
 from data_pipelines.schema.records import Batch
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.phases import Segment, segments
 from vlmae.config.tree import override
-from vlmae.parallel.sharding import batch_shards, bytes_per_device, make_mesh, put_batch
+from vlmae.parallel.sharding import (
+    batch_shards,
+    bytes_per_device,
+    make_mesh,
+    put_batch,
+    state_shardings,
+)
 from vlmae.training.gpus import GIB, WITHOUT_MEASURING, Target, as_on, described_devices
 from vlmae.training.read_ahead import AHEAD
 from vlmae.training.step import (
     TrainState,
     abstract_batch,
+    abstract_state,
     make_checked_mesh,
     make_step,
     random_batch,
@@ -91,6 +100,38 @@ def find_batch_size(
     check(found > 0, f"not even a batch of {least} fits into {limit_bytes / GIB:.3g} GiB a device")
     print(f"the largest batch, in multiples of {step}: --data.batch-size {found}")
     return found
+
+
+def check_memory(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
+    """Check, before anything is compiled, that the devices hold what every step needs.
+
+    That is the state, gradients of the parameters, and the batches of a step and those read ahead.
+    What a step computes comes on top, and only the compiler knows it.
+
+    Raises:
+      UserError: they do not.
+    """
+    try:
+        limit_bytes = memory_limit_bytes(mesh)
+    except UserError:  # the machine does not say
+        return
+    state = abstract_state(config)
+    shards = state_shardings(state, mesh)
+
+    def size(arrays: PyTree, shardings: PyTree) -> int:
+        def held(x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> int:
+            return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+        return sum(jax.tree.leaves(jax.tree.map(held, arrays, shardings)))
+
+    state_bytes = size(state, shards) + size(state.params, shards.params)
+    batch_bytes = (1 + AHEAD) * bytes_per_device(abstract_batch(config), mesh)
+    check(
+        state_bytes + batch_bytes <= limit_bytes,
+        f"--data.batch-size={config.data.batch_size}: a device has {limit_bytes / GIB:.3g} GiB of "
+        f"memory; parameters, gradients and moments take {state_bytes / GIB:.3g} GiB, and "
+        f"{1 + AHEAD} batches {batch_bytes / GIB:.3g} GiB; --find-batch-size finds the largest",
+    )
 
 
 def batch_sizes(config: ExperimentConfig, shards: int) -> tuple[int, int]:

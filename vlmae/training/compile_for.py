@@ -27,7 +27,7 @@ from vlmae.training.gpus import (
     parse_target,
 )
 from vlmae.training.kernels import Schedule, read_schedule
-from vlmae.training.step import abstract_batch, make_checked_mesh, make_init, make_step, run_values
+from vlmae.training.step import abstract_batch, make_checked_mesh, make_step, run_values
 from vlmae.training.step_cost import count_flops, sum_flops
 
 BERT_WORDS = 30522  # vocabulary of a config that takes its own from the data
@@ -75,7 +75,7 @@ def compile_for(target: Target, config: ExperimentConfig) -> CompiledFor:
       UserError: nothing can be compiled here for GPUs; the mesh does not fit them or the model.
     """
     mesh = make_checked_mesh(config, described_devices(target))
-    state, batch = jax.eval_shape(make_init(config), 0), abstract_batch(config)
+    state, batch = abstract_state(config), abstract_batch(config)
     start = time.perf_counter()
     with jax.set_mesh(mesh), as_on(target):
         traced = make_step(config, mesh, state).trace(state, batch, run_values(config))

@@ -6,7 +6,7 @@ from data_pipelines.schema.config import DataConfig, SourceConfig
 from data_pipelines.storage.row_counts import Rows, count_rows
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.phases import segments
-from vlmae.training.step import make_init
+from vlmae.training.step import abstract_state
 
 UNITS = {"captions": "captions", "labels": "labeled clips"}  # of rows, by task
 
@@ -49,7 +49,7 @@ def _source(source: SourceConfig, found: Rows, data: DataConfig) -> str:
 
 def _parameters(config: ExperimentConfig) -> str:
     """Describe the size of the model, and of its largest parts."""
-    params = jax.eval_shape(make_init(config), 0).params
+    params = abstract_state(config).params
     sizes = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in params.items()}
     largest = sorted(sizes, key=lambda part: -sizes[part])[:3]
     parts = ", ".join(f"{part} {sizes[part] / 1e6:.2f}" for part in largest)

@@ -168,11 +168,16 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
     )
 
 
+@functools.lru_cache(maxsize=8)
+def abstract_state(config: ExperimentConfig) -> TrainState:
+    """Return the shapes of a new training state; traced once a config."""
+    return jax.eval_shape(make_init(config), 0)
+
+
 def sharded_init(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> Callable[[int], TrainState]:
     """Jit a function from a seed to a state that is sharded over the mesh."""
     # Made in shards by one program: a model may be larger than the memory of one device.
-    init = make_init(config)
-    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, 0), mesh))
+    return jax.jit(make_init(config), out_shardings=state_shardings(abstract_state(config), mesh))
 
 
 def make_checked_mesh(config: ExperimentConfig, devices: list | None = None) -> jax.sharding.Mesh:

@@ -39,6 +39,7 @@ from vlmae.runs.metric_writer import (
 from vlmae.runs.result import forget_result
 from vlmae.runs.waiting import waiting
 from vlmae.runs.workdir import check_workdir, write_run_metadata
+from vlmae.training.batch_size import check_memory
 from vlmae.training.compiled_step import CompiledStep, Trace, TracedStep
 from vlmae.training.init_weights import read_initial, take_initial
 from vlmae.training.read_ahead import ReadAhead
@@ -60,10 +61,11 @@ from vlmae.training.schedule import (
 )
 from vlmae.training.step import (
     TrainState,
+    abstract_state,
     make_checked_mesh,
-    make_init,
     make_step,
     run_values,
+    sharded_init,
 )
 from vlmae.training.train_log import NonFiniteLoss, TrainLog, measure_matrix_rate
 
@@ -99,8 +101,7 @@ def start_state(
       UserError: the checkpoint has other shapes, is damaged, or lies beyond the last step; see
         also `read_initial`, `take_initial` and `branch_off`.
     """
-    init = make_init(config)
-    abstract = jax.eval_shape(init, 0)  # shapes only: a checkpoint is read straight into shards
+    abstract = abstract_state(config)  # shapes only: a checkpoint is read straight into shards
     shardings = state_shardings(abstract, mesh)
     # The mesh may have changed since: each device reads what it holds now.
     sharded = jax.tree.map(
@@ -120,7 +121,7 @@ def start_state(
     if config.train.init_step:
         return branch_off(config, sharded)
     source = read_initial(config)
-    state = jax.jit(init, out_shardings=shardings)(config.seed)
+    state = sharded_init(config, mesh)(config.seed)
     if source is None:
         return state, ""
     params, report = take_initial(source, state.params)
@@ -180,7 +181,7 @@ def train(
       The metrics of the final evaluation, or of the best step with `train.best_metric`.
 
     Raises:
-      UserError: see `check_workdir`, `start_state` and the checks of the mesh.
+      UserError: see `check_workdir`, `check_memory`, `start_state` and the checks of the mesh.
       NonFiniteLoss, TooManyBadClips: the run stopped; the last good checkpoint is intact.
       Preempted: a signal asked to end, see `PreemptionNotice`; the step is saved.
     """
@@ -188,6 +189,7 @@ def train(
     parts = segments(config)  # first: it checks the phases
     mesh = make_checked_mesh(config)
     check_workdir(config, workdir)
+    check_memory(config, mesh)
     with waiting("measuring the speed of the devices"):  # while they have no other work
         matrix_rate = measure_matrix_rate(config.model.dtype)
     with contextlib.ExitStack() as stack:

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.schema.checks import MissingError
+from data_pipelines.schema.checks import MissingError, UserError
 from vlmae.cli import experiment
 from vlmae.cli.run_experiment import resolve
 from vlmae.config.experiment import ExperimentConfig, MeshConfig
 from vlmae.config.tree import override
-from vlmae.parallel.sharding import make_mesh
+from vlmae.parallel.sharding import bytes_per_device, make_mesh
 from vlmae.training import batch_size as finding
 from vlmae.training.batch_size import batch_sizes, largest_that_fits, try_batch
 from vlmae.training.gpus import GIB, parse_target
@@ -215,3 +215,15 @@ def test_for_a_described_gpu_no_data_are_needed(run_tiny, monkeypatch):
     [(config, memory_gib, target)] = asked
     assert config.model.text.vocab_size == 30522 and memory_gib == 40
     assert target == parse_target("2x8xa100")
+
+
+def test_what_cannot_fit_is_said_before_anything_is_compiled(tiny_config, monkeypatch):
+    config = override(tiny_config, {"model.text.vocab_size": 100})
+    mesh, state = make_mesh(config.mesh), jax.eval_shape(make_init(config), 0)
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
+    needed += 3 * bytes_per_device(abstract_batch(config), mesh)
+    monkeypatch.setattr(finding, "memory_limit_bytes", lambda mesh: needed)
+    finding.check_memory(config, mesh)
+    monkeypatch.setattr(finding, "memory_limit_bytes", lambda mesh: needed - 1)
+    with pytest.raises(UserError, match=r"batch-size=\d+: .* 3 batches .* GiB"):
+        finding.check_memory(config, mesh)
