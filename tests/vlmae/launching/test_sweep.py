@@ -311,6 +311,7 @@ def is_quiet(path: Path) -> bool:
     return path.stat().st_size == before
 
 
+@pytest.mark.slow  # two runs that compile; test_run_values.py compares their programs
 @pytest.mark.timeout(600)
 def test_runs_that_differ_in_values_alone_share_their_programs(command_line, script_env, tmp_path):
     words = ["optim.learning-rate=1e-3,1e-2", "objectives.vtc=2.0"]

@@ -134,24 +134,18 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["side", "inline", "none"])
-def test_a_step_changes_no_parameter_of_the_frozen_blocks_wherever_it_lies(kind, layout):
+def test_all_of_the_frozen_blocks_is_frozen_wherever_it_lies(kind, layout):
     """Those are the parameters of encoders as deep as the frozen part, but for their last norm."""
-    config = adapted(kind, **LAYOUTS[layout], **{"optim.weight_decay": 0.5})
+    config = adapted(kind, **LAYOUTS[layout])
     shallow = {f"model.{part}.depth": 2 for part in ("video", "text")}
     shallow |= {f"model.{part}.adapter.frozen_blocks": 0 for part in ("video", "text")}
 
-    def parameters(config: ExperimentConfig) -> PyTree:
-        shapes = jax.eval_shape(lambda: init_params(build_model(config), BATCH))
-        return jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
+    def names(config: ExperimentConfig) -> set[str]:
+        return {*flat(jax.eval_shape(lambda: init_params(build_model(config), BATCH)))}
 
-    names = flat(parameters(override(config, shallow)))
-    frozen = {name for name in names if re.match(r"(video|text)_encoder/(?!norm/)", name)}
-    params = parameters(config)
-    tx = make_optimizer(config.optim, optim_values(config.optim, 10), config.model)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-    before, after = flat(params), flat(optax.apply_updates(params, updates))
-    equal = {name for name in before if (before[name] == after[name]).all()}
-    assert equal == frozen
+    first = names(override(config, shallow))
+    expected = {name for name in first if re.match(r"(video|text)_encoder/(?!norm/)", name)}
+    assert {name for name in names(config) if is_frozen(name, config.model)} == expected
 
 
 def test_block_ten_is_not_block_one():
@@ -166,7 +160,7 @@ def test_the_optimizer_has_no_state_for_frozen_parameters_and_leaves_them():
     config = adapted("side", **{"optim.weight_decay": 0.5, "optim.clip_norm": 1.0})
     params = init_params(build_model(config), BATCH)
     tx = make_optimizer(config.optim, optim_values(config.optim, 10), config.model)
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
     names = flat(state)
     learned = [name for name in flat(params) if not is_frozen(name, config.model)]
     size = sum(flat(params)[name].size for name in learned)
@@ -175,7 +169,7 @@ def test_the_optimizer_has_no_state_for_frozen_parameters_and_leaves_them():
         assert sum(names[name].size for name in held) == size
         named = [name.split(f"/{moment}/")[1] for name in held if f"/{moment}/" in name]
         assert named and set(named) < set(learned)
-    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
     before, after = flat(params), flat(optax.apply_updates(params, updates))
     changed = {name for name in before if (before[name] != after[name]).any()}
     assert changed == set(learned)
