@@ -25,6 +25,7 @@ PARTS = (
     "choice_head",
     "classifier",
     "fusion",
+    "logit_bias",
     "match_head",
     "pixel_decoder",
     "temperature",

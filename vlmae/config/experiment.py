@@ -34,6 +34,9 @@ class ObjectivesConfig(Checked):
     # and labels need data of their own kind, so they are off.
     vtc: NonNegative = 1.0
     """Video-text contrastive learning."""
+    vtc_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: each clip among all texts, and each text among all clips (CLIP); sigmoid: each pair
+    by itself, with a learned bias (SigLIP)."""
     vtm: NonNegative = 1.0
     """Video-text matching with hard negatives."""
     mlm: NonNegative = 1.0

@@ -25,7 +25,7 @@ class VlmaeConfig(PretrainedConfig):
 class VlmaeOutput(ModelOutput):
     """Clips compared with texts, under the names of CLIP's classes."""
 
-    logits_per_video: Tensor | None = None  # [b c], cosines over the learned temperature
+    logits_per_video: Tensor | None = None  # [b c], see `scale_similarity`
     logits_per_text: Tensor | None = None  # [c b]
     video_embeds: Tensor | None = None  # [b e], means of the frames' unit vectors
     text_embeds: Tensor | None = None  # [c e], unit vectors
@@ -77,5 +77,5 @@ class VlmaeModel(VideoLanguageModel, PreTrainedModel):
         """Compare each clip with each text; the arguments of `get_video_features` and text's."""
         video = self.get_video_features(pixel_values)
         text = self.get_text_features(input_ids, attention_mask)
-        logits = video @ text.T / self.temperature_value()
+        logits = self.scale_similarity(video @ text.T)
         return VlmaeOutput(logits, logits.T, video, text)

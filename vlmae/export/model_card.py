@@ -68,7 +68,7 @@ sentences, and continues training from it with `--train.init-from FOLDER`.
 """
 CALLS = {  # head of an objective, as in `vlmae.config.objectives.HEADS` -> the call that needs it
     "temperature": "`model.similarity(video, text)`: cosines of every clip and every text; "
-    "`model.logits`: over the learned temperature",
+    "`model.logits`: over the learned temperature, plus the bias of a sigmoid loss",
     "match_head": "`model.match(video, text)`: how well text i fits clip i",
     "choice_head": "`model.choose(video, text)`: which option of the question i fits clip i",
     "classifier": "`model.answer(video, text)`: logits of the names in `classes.json`",

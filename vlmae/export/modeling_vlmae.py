@@ -1317,6 +1317,7 @@ class VideoLanguageModel(nn.Module):
             "video_projection": lambda: Projection(video["width"], model["embed_dim"]),
             "text_projection": lambda: Projection(width, model["embed_dim"]),
             "temperature": lambda: nn.Parameter(torch.zeros(())),
+            "logit_bias": lambda: nn.Parameter(torch.zeros(())),
             "match_head": lambda: nn.Linear(width, 2),
             "choice_head": lambda: nn.Linear(width, config["num_options"]),
             "word_transform": lambda: WordTransform(width),
@@ -1408,8 +1409,13 @@ class VideoLanguageModel(nn.Module):
         return self.embed_video(video).mean(dim=1) @ self.embed_text(text).T
 
     def logits(self, video: VideoFeatures, text: TextFeatures) -> Tensor:
-        """Divide similarities [b c] by the learned temperature, for a softmax."""
-        return self.similarity(video, text) / self.temperature_value()
+        """Scale similarities [b c] for the softmax or sigmoid of VTC, see `scale_similarity`."""
+        return self.scale_similarity(self.similarity(video, text))
+
+    def scale_similarity(self, similarity: Tensor) -> Tensor:
+        """Divide similarities by the learned temperature; of a sigmoid loss, add its bias."""
+        logits = similarity / self.temperature_value()
+        return logits + self.logit_bias if "logit_bias" in self.parts else logits
 
     def temperature_value(self) -> Tensor:
         """Return the learned temperature, within its range."""

@@ -121,16 +121,21 @@ class VideoLanguageModel(nn.Module):
         return self.text_projection(TEXT_POOLINGS[self.config.text.pooling](text))
 
     @nn.compact
-    def temperature(self) -> Float[Array, ""]:
+    def temperature(self, initial: float = INITIAL_TEMPERATURE) -> Float[Array, ""]:
         """Return the learned temperature of the contrastive similarities, clamped.
 
         The gradient passes through the clamp: a parameter at or beyond a bound comes back.
         """
-        value = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
+        value = self.param("temperature", nn.initializers.constant(initial), ())
         # A straight-through clamp; a clip in the forward pass alone has no gradient outside, and a
         # parameter that leaves the range dies.
         clamped = jax.lax.stop_gradient(jnp.clip(value, *TEMPERATURE_RANGE))
         return clamped + (value - jax.lax.stop_gradient(value))
+
+    @nn.compact
+    def logit_bias(self, initial: float = 0.0) -> Float[Array, ""]:
+        """Return the learned bias that the sigmoid loss adds to its logits (SigLIP)."""
+        return self.param("logit_bias", nn.initializers.constant(initial), ())
 
     def fuse(
         self, video: VideoFeatures, text: TextFeatures, rows: Int[Array, "p n"] | None = None

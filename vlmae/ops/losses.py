@@ -50,20 +50,48 @@ def contrastive_loss(
     All pairs of equal media id are positives and share the target equally. Invalid rows are
     neither queries nor candidates. With `shards`, rows are compared within their own shard only.
     """
-    # Masked and not sliced: shapes stay static, and rows stay on their devices.
-    candidate = valid[None, :] & same_shard(len(valid), shards)
-    positive = (media_ids[:, None] == media_ids[None, :]) & valid[:, None] & candidate
+    pair, positive = compared_pairs(media_ids, valid, shards)
     # Clips of one id are right answers to each other's texts; as negatives they would teach the
     # model to tell apart what is the same.
     targets = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1)
 
     def one_way(logits: Array) -> Array:
-        logits = jnp.where(candidate & valid[:, None], logits, NEVER)
+        logits = jnp.where(pair, logits, NEVER)
         log_p = jax.nn.log_softmax(logits, axis=1)
         return masked_mean(-(targets * log_p).sum(axis=1), valid)
 
     # Clip to text and text to clip, each normalized on its own (CLIP).
     return (one_way(logits) + one_way(logits.T)) / 2
+
+
+def sigmoid_loss(
+    logits: Float[Array, "b b"],
+    media_ids: Int[Array, " b"],
+    valid: Bool[Array, " b"],
+    shards: int = 1,
+) -> Float[Array, ""]:
+    """Decide of each pair of a clip and a text whether they belong together (SigLIP).
+
+    The binary cross-entropy of all pairs, summed, over the number of valid rows (Zhai et al. 2023,
+    "Sigmoid Loss for Language Image Pre-Training", equation 2 and algorithm 1). All pairs of equal
+    media id are positives; for invalid rows and `shards` see `contrastive_loss`.
+    """
+    pair, positive = compared_pairs(media_ids, valid, shards)
+    # Zero before the sigmoid: the gradient of a masked infinity would be NaN.
+    signed = jnp.where(pair, jnp.where(positive, logits, -logits), 0.0)
+    return -jnp.where(pair, jax.nn.log_sigmoid(signed), 0.0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def compared_pairs(
+    media_ids: Int[Array, " b"], valid: Bool[Array, " b"], shards: int
+) -> tuple[Bool[Array, "b b"], Bool[Array, "b b"]]:
+    """Mark the pairs of rows that VTC compares, and the positives among them.
+
+    Compared are valid rows of the same shard; positives have the same media id.
+    """
+    # Masked and not sliced: shapes stay static, and rows stay on their devices.
+    pair = valid[:, None] & valid[None, :] & same_shard(len(valid), shards)
+    return pair, pair & (media_ids[:, None] == media_ids[None, :])
 
 
 class Negatives(NamedTuple):

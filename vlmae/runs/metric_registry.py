@@ -103,6 +103,7 @@ METRICS: dict[str, Metric] = {
     "(mcm|answer)/valid_ratio": Metric(r"\1 fraction of rows with a question"),
     "mcm/cut_ratio": Metric("mcm fraction of questions that are cut", "lower"),
     "vtc/temperature": Metric("vtc temperature", "neither"),
+    "vtc/bias": Metric("vtc bias", "neither"),
     "tokens/(video_kept|text)": Metric(r"tokens/\1", "lower"),
     "data/bad_ratio": Metric("fraction of bad clips", "lower"),
     "optim/skipped_ratio": Metric("fraction of skipped steps", "lower"),

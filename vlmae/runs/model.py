@@ -117,14 +117,16 @@ class Model:
         return self.embed_video(video) @ self.embed_text(texts).T
 
     def logits(self, video: Clips, texts: Sequence[str]) -> Float[np.ndarray, "n m"]:
-        """Divide similarities by the learned temperature, for a softmax.
+        """Divide similarities by the learned temperature; after a sigmoid loss, add its bias.
 
-        One over a row ranks the sentences for a clip, one over a column the clips for a sentence.
+        A softmax over a row ranks the sentences for a clip, one over a column the clips for a
+        sentence. After a sigmoid loss the sigmoid is the probability that both belong together.
 
         Raises:
           UserError: see `similarity`.
         """
-        return self.similarity(video, texts) / self._jit(self._head("logits").score)()
+        temperature, bias = self._jit(self._head("logits").score)()
+        return self.similarity(video, texts) / temperature + bias
 
     def match(self, video: Clips, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
         """Score how well text i fits clip i: the logit of a match minus that of no match (VTM).
@@ -265,6 +267,11 @@ def _match(run: Model, model: VideoLanguageModel, frames: Array, text: Caption) 
     return match_scores(model, model.encode_video(frames), model.encode_text(*text), ensemble)
 
 
+def _scalars(run: Model, model: VideoLanguageModel) -> tuple[Array, Array]:
+    bias = model.logit_bias() if "logit_bias" in run.params else jnp.zeros(())
+    return model.temperature(), bias
+
+
 def _classify(_: Model, model: VideoLanguageModel, frames: Array, question: Caption) -> Array:
     return model.classify(model.fuse(model.encode_video(frames), model.encode_text(*question)))
 
@@ -309,7 +316,7 @@ HEADS: dict[str, tuple[Head, ...]] = {
         Head("temperature", lambda _, m, frames: m.embed_video(m.encode_video(frames))),
     ),
     "embed_text": (Head("temperature", lambda _, m, text: m.embed_text(m.encode_text(*text))),),
-    "logits": (Head("temperature", lambda _, m: m.temperature()),),
+    "logits": (Head("temperature", _scalars),),
     "match": (Head("match_head", _match),),
     "answer": (Head("classifier", _classify), Head("answer_decoder", _decode)),
     "choose": (Head("choice_head", _choose), Head("match_head", _match_options)),

@@ -19,10 +19,10 @@ from jaxtyping import Array, Key, PyTree
 from data_pipelines.schema.records import Batch
 from vlmae.config.experiment import ObjectivesConfig
 from vlmae.models.video_language import VideoLanguageModel
-from vlmae.training.features import Features, Loss, extract, keys_of
+from vlmae.training.features import Context, Features, Loss, extract, keys_of
 from vlmae.training.objectives import FUNCTIONS, Function, compute_losses
 from vlmae.training.optim import freeze
-from vlmae.training.pairs import Embeddings, contrast, embed, scope_shards
+from vlmae.training.pairs import Embeddings, contrast, embed
 from vlmae.training.step_cost import FIRST_PASS
 
 Gradients = Callable[[PyTree, Batch, Key[Array, ""]], tuple[PyTree, dict]]
@@ -50,7 +50,7 @@ def make_gradients(
     whole_vtc = functools.partial(
         vtc_of_batch,
         embeddings=functools.partial(embeddings_of, **options),
-        contrast=functools.partial(contrast, shards=scope_shards(objectives.vtc_scope, shards)),
+        contrast=functools.partial(contrast, config=objectives, shards=shards),
     )
     return accumulated(gradients, weights, parts, whole_vtc)
 
@@ -124,7 +124,7 @@ def embeddings_of(
     key, rngs = split_key(key)
 
     def run(model: VideoLanguageModel) -> Embeddings:
-        return embed(model, extract(model, batch, keys_of(key), objectives))
+        return embed(model, extract(model, batch, keys_of(key), objectives), objectives)
 
     return model.apply({"params": params}, method=run, rngs=rngs)
 
@@ -167,8 +167,8 @@ def accumulated(
         def part_gradients(
             batch: Batch, key: Key[Array, ""], shares: dict[str, Array], grads: Embeddings
         ) -> tuple:
-            def surrogate(model: VideoLanguageModel, features: Features, _) -> Loss:
-                return surrogate_vtc(embed(model, features), loss, grads)
+            def surrogate(model: VideoLanguageModel, features: Features, context: Context) -> Loss:
+                return surrogate_vtc(embed(model, features, context.config), loss, grads)
 
             return gradients(params, batch, key, shares, functions={**FUNCTIONS, "vtc": surrogate})
 
@@ -201,8 +201,9 @@ def vtc_of_batch(
     def whole_loss(cached: Embeddings) -> tuple[Array, Loss]:
         # In the order that the rows have in the batch, for its media ids.
         video, text = (rearrange(x, "p b ... -> (b p) ...") for x in (cached.video, cached.text))
-        # All parts have the same temperature, as one parameter gives it.
-        loss = contrast(Embeddings(video, text, cached.temperature[0]), batch)
+        # All parts have the same temperature and bias, as one parameter gives each.
+        scalars = jax.tree.map(lambda x: x[0], (cached.temperature, cached.bias))
+        loss = contrast(Embeddings(video, text, *scalars), batch)
         return loss.value, loss
 
     grads, loss = jax.grad(whole_loss, has_aux=True)(cached)
@@ -223,7 +224,8 @@ def surrogate_vtc(embeddings: Embeddings, whole: Loss, grads: Embeddings) -> Los
     def linear(x: Array, grad: Array) -> Array:  # zero, with derivative `grad`
         return jnp.sum(grad * (x - jax.lax.stop_gradient(x)))
 
-    return Loss(whole.value + sum(jax.tree.map(linear, embeddings, grads)), whole.metrics)
+    terms = jax.tree.leaves(jax.tree.map(linear, embeddings, grads))
+    return Loss(whole.value + sum(terms), whole.metrics)
 
 
 def sum_over_parts(function: Callable[..., PyTree], inputs: PyTree) -> PyTree:

@@ -1,5 +1,6 @@
 """Objectives that compare clips with texts: contrastive learning (VTC), and matching (VTM)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,31 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from data_pipelines.schema.records import Batch
+from vlmae.config.experiment import ObjectivesConfig
 from vlmae.models.attention import take_rows
-from vlmae.models.video_language import VideoLanguageModel
+from vlmae.models.video_language import INITIAL_TEMPERATURE, VideoLanguageModel
 from vlmae.ops import losses
+from vlmae.ops.registry import Registry
 from vlmae.training.features import Context, Features, FusedPairs, Loss
+
+
+class VtcLoss(NamedTuple):
+    """A loss of the similarities of a batch, and the values that its scalars start from."""
+
+    function: Callable[..., Array]  # (logits, media ids, valid rows, shards) -> loss
+    temperature: float
+    bias: float | None = None  # None: the loss learns none
+
+
+# SigLIP multiplies by exp(t'), which is 10 at first: a temperature of 0.1. Its bias lets a batch of
+# almost only negatives begin with a small loss.
+VTC_LOSSES = Registry[VtcLoss](
+    "VTC loss",
+    {
+        "softmax": VtcLoss(losses.contrastive_loss, INITIAL_TEMPERATURE),
+        "sigmoid": VtcLoss(losses.sigmoid_loss, temperature=0.1, bias=-10.0),
+    },
+)
 
 
 class Embeddings(NamedTuple):
@@ -20,23 +42,27 @@ class Embeddings(NamedTuple):
     video: Float[Array, "b t e"]  # unit vectors
     text: Float[Array, "b e"]
     temperature: Float[Array, ""]
+    bias: Float[Array, ""] | None = None  # of the sigmoid loss
 
 
-def embed(model: VideoLanguageModel, features: Features) -> Embeddings:
+def embed(model: VideoLanguageModel, features: Features, config: ObjectivesConfig) -> Embeddings:
     """Project features into the shared contrastive space."""
     video, text = model.embed_video(features.video), model.embed_text(features.text)
-    return Embeddings(video, text, model.temperature())
+    kind = VTC_LOSSES[config.vtc_loss]
+    bias = None if kind.bias is None else model.logit_bias(kind.bias)
+    return Embeddings(video, text, model.temperature(kind.temperature), bias)
 
 
 def vtc_logits(embeddings: Embeddings) -> Float[Array, "b b"]:
-    """Compute similarities of clips (rows) and texts (columns), divided by the temperature."""
-    return losses.similarity(embeddings.video, embeddings.text) / embeddings.temperature
+    """Compute similarities of clips (rows) and texts (columns) over the temperature, plus bias."""
+    logits = losses.similarity(embeddings.video, embeddings.text) / embeddings.temperature
+    return logits if embeddings.bias is None else logits + embeddings.bias
 
 
 def vtc(model: VideoLanguageModel, features: Features, context: Context) -> Loss:
     """Video-text contrastive loss over the global batch or within each shard (SMAUG)."""
-    shards = scope_shards(context.config.vtc_scope, context.shards)
-    return contrast(embed(model, features), context.batch, shards)
+    config = context.config
+    return contrast(embed(model, features, config), context.batch, config, context.shards)
 
 
 def scope_shards(scope: str, shards: int) -> int:
@@ -44,15 +70,24 @@ def scope_shards(scope: str, shards: int) -> int:
     return shards if scope == "local" else 1
 
 
-def contrast(embeddings: Embeddings, batch: Batch, shards: int = 1) -> Loss:
-    """Compute VTC from the embeddings of a batch; reads only its media ids and valid rows."""
-    logits = vtc_logits(embeddings)
-    value = losses.contrastive_loss(logits, batch.media_ids, batch.valid, shards)
+def contrast(
+    embeddings: Embeddings, batch: Batch, config: ObjectivesConfig, shards: int = 1
+) -> Loss:
+    """Compute VTC from the embeddings of a batch; reads only its media ids and valid rows.
+
+    `shards` is the number of parts of the batch, within which rows are compared in the scope local.
+    """
+    logits, valid = vtc_logits(embeddings), batch.valid
+    shards = scope_shards(config.vtc_scope, shards)
+    value = VTC_LOSSES[config.vtc_loss].function(logits, batch.media_ids, valid, shards)
     # Any caption of the same clip is a correct answer, as in the loss.
-    best = jnp.where(batch.valid[None, :], logits, losses.NEVER).argmax(axis=1)
+    best = jnp.where(valid[None, :], logits, losses.NEVER).argmax(axis=1)
     correct = (batch.media_ids[best] == batch.media_ids).astype(jnp.float32)
-    accuracy = losses.masked_mean(correct, batch.valid)
-    return Loss(value, {"vtc/accuracy": accuracy, "vtc/temperature": embeddings.temperature})
+    metrics = {
+        "vtc/accuracy": losses.masked_mean(correct, valid),
+        "vtc/temperature": embeddings.temperature,
+    }
+    return Loss(value, metrics if embeddings.bias is None else metrics | {"vtc/bias": embeddings.bias})
 
 
 def hard_negatives(
@@ -67,7 +102,7 @@ def hard_negatives(
     shards = scope_shards(context.config.vtm_scope, context.shards)
     video_key, text_key = jax.random.split(context.key)
     # Hard ones, by the current model (ALBEF): random negatives are soon too easy to learn from.
-    logits = vtc_logits(embed(model, features)) if context.config.vtc else jnp.zeros((b, b))
+    logits = vtc_logits(embed(model, features, context.config)) if context.config.vtc else jnp.zeros((b, b))
     logits *= context.config.vtm_hardness
     logits = jax.lax.stop_gradient(logits)  # a draw has no gradient; this saves its backward pass
     text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)

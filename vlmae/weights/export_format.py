@@ -215,6 +215,7 @@ _USES: dict[str, Callable[[VideoLanguageModel, _Inputs], object]] = {
     "video_projection": lambda model, x: model.embed_video(x.video),
     "text_projection": lambda model, x: model.embed_text(x.text),
     "temperature": lambda model, _: model.temperature(),
+    "logit_bias": lambda model, _: model.logit_bias(),
     "match_head": lambda model, x: model.match(x.fused),
     "choice_head": lambda model, x: model.choose(x.fused, x.num_options),
     "word_transform": lambda model, x: model.predict_words(model.fused_words(x.text, x.fused)),

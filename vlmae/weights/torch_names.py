@@ -21,6 +21,7 @@ SAME_NAME = (  # and all below a `relative_bias`, which are named by their block
     "embedding",
     "extra",
     "latents",
+    "logit_bias",
     "mask_token",
     "mlp_scale",
     "positions",

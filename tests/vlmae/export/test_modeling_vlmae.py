@@ -145,7 +145,7 @@ def our_pairs(model: VideoLanguageModel, video, patch_mask, ids, mask) -> dict:
         "text": text.tokens,
         "vectors": model.embed_text(text),
         "similarity": similarity,
-        "logits": similarity / model.temperature(),
+        "logits": similarity / model.temperature() + model.logit_bias(),
         "choice": None if choice is None else (choice.frames, choice.scores),
         "fused": fused,
         "match": match_scores(model, clips, text),
@@ -214,6 +214,15 @@ def test_texts_and_clips(name):
 @pytest.mark.parametrize("name", VIDEO_CONFIGS)
 def test_clips_alone(name):
     compare(VIDEO_CONFIGS[name], video_outputs, video_outputs)
+
+
+def test_logits_without_a_bias_are_similarities_over_the_temperature():
+    exported = exported_with({})
+    parts = tuple(part for part in exported.parts if part != "logit_bias")
+    params = {name: x for name, x in random_params(exported).items() if name != "logit_bias"}
+    model = in_torch(exported._replace(parts=parts), params)
+    similarity = torch.eye(2)
+    torch.testing.assert_close(model.scale_similarity(similarity), similarity / 0.1)
 
 
 def test_the_baselines_draw_the_same_noise():

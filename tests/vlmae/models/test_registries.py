@@ -32,6 +32,7 @@ from vlmae.models.text_encoder import TextFeatures
 from vlmae.models.video_encoder import VideoFeatures
 from vlmae.ops import masking, token_pruning
 from vlmae.ops.registry import Registry
+from vlmae.training import pairs
 
 # Field of a config, its registry, and that of the exported model, which has those of evaluation.
 KINDS = [
@@ -52,6 +53,7 @@ KINDS = [
     (config.ModelConfig, "attention", attention.KERNELS, None),
     (config.ModelConfig, "remat", blocks.REMATS, None),
     (ObjectivesConfig, "mcm_kind", scoring.CHOICES, None),
+    (ObjectivesConfig, "vtc_loss", pairs.VTC_LOSSES, None),
     (EvaluationConfig, "frame_ensemble", scoring.ENSEMBLES, None),
 ]
 NAMES = [f"{owner.__name__}.{field}" for owner, field, *_ in KINDS]
@@ -69,7 +71,7 @@ def test_config_and_registries_name_the_same_kinds(owner, field, registry, in_to
 
 def test_every_registry_is_held_by_a_field_of_a_config():
     modules = [masking, token_pruning, adapter, attention, blocks, embeddings, frame_selector]
-    modules += [fusion, multiway, scoring, temporal, text_encoder, video_encoder]
+    modules += [fusion, multiway, scoring, temporal, text_encoder, video_encoder, pairs]
     found = [x for m in modules for x in vars(m).values() if isinstance(x, Registry)]
     held = [registry for _, _, registry, _ in KINDS]
     assert {id(x) for x in found} == {id(x) for x in held}

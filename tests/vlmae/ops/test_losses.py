@@ -53,6 +53,38 @@ def test_contrastive_loss_without_any_valid_row_is_zero():
     assert loss == 0 and not gradient.any()
 
 
+def sigmoid_oracle(logits: np.ndarray, ids: list[int]) -> float:
+    """SigLIP's algorithm 1, pair by pair: -log of the probability of what is true, over rows."""
+    total = 0.0
+    for i, j in np.ndindex(logits.shape):
+        sign = 1 if ids[i] == ids[j] else -1
+        total += np.log1p(np.exp(-sign * logits[i, j]))
+    return total / len(ids)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4], [0, 1, 0, 2, 0], [7, 7, 7, 7, 7]])
+def test_sigmoid_loss(ids):
+    logits = 3 * random(5, 5)
+    loss = jax.jit(losses.sigmoid_loss)(logits, np.array(ids, np.int32), np.ones(5, bool))
+    np.testing.assert_allclose(loss, sigmoid_oracle(logits, ids), rtol=1e-5)
+
+
+def test_sigmoid_loss_reads_valid_rows_of_the_same_shard():
+    """Two shards of three rows; the second row of each is not valid, and infinite."""
+    logits, ids = 3 * random(6, 6), np.array([0, 1, 1, 0, 2, 0], np.int32)
+    valid = np.array([True, False, True] * 2)
+    logits[~valid] = np.inf
+    loss = partial(losses.sigmoid_loss, shards=2)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits, ids, valid)
+    rows = [np.array([0, 2]), np.array([3, 5])]
+    parts = [sigmoid_oracle(logits[np.ix_(r, r)], ids[r]) for r in rows]
+    np.testing.assert_allclose(value, np.mean(parts), rtol=1e-5)
+    compared = losses.same_shard(6, 2) & np.outer(valid, valid)
+    np.testing.assert_array_equal(np.asarray(gradient) != 0, compared)
+    nothing = jax.jit(jax.value_and_grad(loss))(logits, ids, np.zeros(6, bool))
+    assert nothing[0] == 0 and not nothing[1].any()
+
+
 def test_same_shard():
     expected = np.kron(np.eye(3, dtype=bool), np.ones((2, 2), bool))
     np.testing.assert_array_equal(losses.same_shard(6, 3), expected)

@@ -30,6 +30,7 @@ NAMES = [f"w{number}" for number in range(20, 20 + CLASSES)]
 BATCH = {"data.eval_batch_size": 2}  # so that three clips are two batches
 RUNS = {
     "pretrained": BATCH,
+    "sigmoid": BATCH | {"objectives.vtc_loss": "sigmoid"},
     "classifier": BATCH | {"data.task": "questions", "objectives.answer": 1.0},
     "decoder": BATCH
     | {
@@ -62,6 +63,7 @@ def workdir(tmp_path_factory) -> Callable[[str], Path]:
         if not folder.exists():
             config = config_with(RUNS[name] | {"name": name})
             dropped = {"choice_head", "classifier", "answer_decoder"} - {HEADS.get(name)}
+            dropped |= set() if name == "sigmoid" else {"logit_bias"}
             known = name != "choices"  # its head has as many outputs as its template has slots
             save_run(config, folder, params_with(RUNS[name], without=dropped) if known else None)
             (folder / "classes.json").write_text(json.dumps({n: {"": 1} for n in NAMES}))
@@ -117,6 +119,14 @@ def test_pretrained(workdir):
     ragged = model.choose(random_clips(), [OPTIONS[0], OPTIONS[1][:1], OPTIONS[2]])
     assert ragged.index[1] == 0 and ragged.scores[1, 1] == -np.inf
     assert_close(ragged.scores[[0, 2]], expected[[0, 2]])
+
+
+def test_logits_of_a_sigmoid_loss_have_its_bias(workdir):
+    model = vlmae.load(workdir("sigmoid"))
+    bias, temperature = (model.params[name] for name in ("logit_bias", "temperature"))
+    assert abs(bias) > 0.01
+    expected = model.similarity(random_clips(), SENTENCES) / temperature + bias
+    assert_close(model.logits(random_clips(), SENTENCES), expected)
 
 
 @pytest.mark.parametrize("name", ["classifier", "decoder"])

@@ -13,9 +13,9 @@ from vlmae.training.step_cost import collective_bytes, describe_bytes
 SCRIPT = """
 import json
 import re
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from vlmae.ops.losses import contrastive_loss, similarity
+from vlmae.ops.losses import contrastive_loss, sigmoid_loss, similarity
 from vlmae.training.step_cost import collective_bytes
 
 mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -37,9 +37,24 @@ inputs = [((32, 1, 24), "float32"), ((32, 24), "float32"), ((32,), "int32"), ((3
 gradients = jax.jit(jax.grad(vtc, (0, 1)), in_shardings=(rows,) * 4, out_shardings=(rows,) * 2)
 program = gradients.lower(*(jax.ShapeDtypeStruct(*x) for x in inputs)).compile().as_text()
 
+def siglip(video, text, ids, valid):
+    return sigmoid_loss(10 * similarity(video, text) - 10, ids, valid)
+
+# Clips with several texts on other devices, and rows that are not valid.
+rng = np.random.default_rng(0)
+batch = [rng.normal(size=shape).astype(kind) for shape, kind in inputs[:2]]
+batch += [rng.integers(0, 9, 32, np.int32), rng.random(32) < 0.8]
+gradients = jax.value_and_grad(siglip, (0, 1))
+cut = jax.jit(gradients, in_shardings=(rows,) * 4, out_shardings=(whole, (rows, rows)))
+cut = cut.lower(*batch).compile()
+pairs = zip(*map(jax.tree.leaves, (cut(*batch), jax.jit(gradients)(*batch))))
+
 print(json.dumps({
     "vtc": collective_bytes(program),
     "vtc_shapes": sorted(set(re.findall(r"f32\\[([\\d,]+)\\]", program))),
+    "sigmoid": collective_bytes(cut.as_text()),
+    "sigmoid_shapes": sorted(set(re.findall(r"f32\\[([\\d,]+)\\]", cut.as_text()))),
+    "sigmoid_errors": [float(abs(a - b).max() / abs(b).max()) for a, b in jax.device_get([*pairs])],
     "nothing": count(lambda x: 2 * x, rows, rows),
     "gather": count(lambda x: x, rows, whole),
     "bytes": count(lambda x: x, rows, whole, jax.ShapeDtypeStruct((8, 64), "uint8")),
@@ -76,6 +91,12 @@ def test_each_device_computes_its_own_rows_of_the_similarities(counted):
     """An nth of the products; the transposed direction exchanges them, and so does its gradient."""
     assert "8,32" in counted["vtc_shapes"] and "32,32" not in counted["vtc_shapes"]
     assert counted["vtc"]["all-to-all"] == 2 * 8 * 32 * 4
+
+
+def test_the_sigmoid_loss_is_that_of_one_device_and_needs_no_transposed_similarities(counted):
+    assert "8,32" in counted["sigmoid_shapes"] and "32,32" not in counted["sigmoid_shapes"]
+    assert "all-to-all" not in counted["sigmoid"]
+    assert max(counted["sigmoid_errors"]) < 1e-5
 
 
 def test_asynchronous_pairs_count_once():

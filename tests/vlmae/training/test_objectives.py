@@ -192,7 +192,7 @@ def test_contrastive_logits_are_mean_frame_similarities_over_the_temperature(par
 
     def run(model: VideoLanguageModel):
         features = extract(model, batch, KEYS, SMALL.objectives)
-        logits = vtc_logits(embed(model, features))
+        logits = vtc_logits(embed(model, features, SMALL.objectives))
         loss = objectives.vtc(model, features, Context(batch, KEY, SMALL.objectives))
         return loss, logits, model.embed_video(features.video), model.embed_text(features.text)
 
@@ -210,11 +210,30 @@ def test_contrast_neither_asks_nor_answers_with_padding():
     )
     logits = jnp.array([[1.0, 2, 0, 9], [1, 0, 3, 9], [0, 0, 1, 9], [0, 0, 0, 9]])
     embeddings = Embeddings(logits[:, None], jnp.eye(4), jnp.asarray(0.5))
-    loss = contrast(embeddings, batch)
+    loss = contrast(embeddings, batch, SMALL.objectives)
     assert float(loss.metrics["vtc/accuracy"]) == pytest.approx(2 / 3)  # the second clip is wrong
-    same = contrast(embeddings._replace(video=embeddings.video.at[3].set(5.0)), batch)
+    other = embeddings._replace(video=embeddings.video.at[3].set(5.0))
+    same = contrast(other, batch, SMALL.objectives)
     assert loss.value == same.value and loss.metrics == same.metrics
     assert loss.metrics["vtc/temperature"] == 0.5
+
+
+def test_the_sigmoid_loss_starts_from_the_values_of_the_paper():
+    """SigLIP multiplies by exp(t'), which is 10 at first, and adds -10."""
+    config = dataclasses.replace(SMALL.objectives, vtc_loss="sigmoid")
+    batch = random_batch(3)
+    params = jax.jit(partial(init_params, small_model(), objectives=config))(batch)
+    assert params["logit_bias"] == -10 and params["temperature"] == np.float32(0.1)
+
+    def run(model: VideoLanguageModel):
+        found = embed(model, extract(model, batch, KEYS, config), config)
+        return found, contrast(found, batch, config)
+
+    found, loss = apply(params, run)
+    logits = 10 * np.einsum("ite,je->ij", found.video, found.text) / 2 - 10
+    signs = 2 * np.eye(3) - 1
+    np.testing.assert_allclose(loss.value, np.log1p(np.exp(-signs * logits)).sum() / 3, rtol=1e-5)
+    assert loss.metrics["vtc/bias"] == -10
 
 
 @pytest.mark.parametrize("remat", ["selective", "full"])
