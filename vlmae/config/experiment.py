@@ -148,8 +148,16 @@ class OptimConfig(Checked):
     """Decay of the mean of squared gradients."""
     weight_decay: NonNegative = 0.02
     """Decoupled weight decay of matrices; biases, norms and single tokens never decay."""
+    layer_decay: Rate = 1.0
+    """Decay of the learning rate from each encoder block to the one below it, for finetuning: an
+    encoder of d blocks learns with rate * decay^(d - i) in block i, and with decay^(d + 1) in its
+    embeddings; all above the blocks has the full rate (BEiT, MAE). 1: none."""
     clip_norm: NonNegative = 0.0
     """Clip the gradient to this global norm; 0 does not clip."""
+    ema_decay: Ratio = 0.0
+    """Keep exponential moving averages of the parameters with this decay, for which 0.999 is
+    common, and evaluate and export them in place of the parameters. They take the memory of the
+    parameters once more; 0: none."""
     accumulate_steps: Size = 1
     """Micro-batches of a step, computed one after the other to save memory.
 

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from vlmae.config.experiment import OptimConfig
-from vlmae.config.model import ModelConfig
+from vlmae.config.model import ModelConfig, TextEncoderConfig, VideoEncoderConfig
 from vlmae.parallel.sharding import is_matrix, path_name
 
 
@@ -99,17 +99,44 @@ EMBEDDINGS = {
 
 def freezes_any(model: ModelConfig) -> bool:
     """Return True if the config freezes blocks of any encoder."""
-    return any(getattr(model, part).adapter.frozen_blocks > 0 for part in EMBEDDINGS)
+    return any(_encoder(model, part).adapter.frozen_blocks > 0 for part in EMBEDDINGS)
 
 
-def is_frozen(name: str, model: ModelConfig) -> bool:
-    """Return True if the config freezes the parameter at a path ("video_encoder/block_0/...")."""
+def encoder_layer(name: str) -> tuple[str, int] | None:
+    """Find the encoder and the layer of the parameter at a path ("video_encoder/block_0/...").
+
+    Layer 0 are the embeddings, layer i + 1 is block i. None: it belongs to what reads the blocks.
+    """
     for part, embeddings in EMBEDDINGS.items():
         own = r"(?:relative_bias/)?block_(\d+)"
         found = re.match(rf"{part}_encoder/(?:{own}|{embeddings})(?:/|$)", name)
         if found:
-            return int(found[1] or 0) < getattr(model, part).adapter.frozen_blocks
-    return False
+            return part, int(found[1]) + 1 if found[1] else 0
+    return None
+
+
+def is_frozen(name: str, model: ModelConfig) -> bool:
+    """Return True if the config freezes the parameter at a path; embeddings go with block 0."""
+    found = encoder_layer(name)
+    return found is not None and max(1, found[1]) <= _encoder(model, found[0]).adapter.frozen_blocks
+
+
+def rate_factor(name: str, model: ModelConfig, decay: float) -> float:
+    """Compute the share of the learning rate that the parameter at a path learns with.
+
+    It is decay^(depth + 1 - layer) in an encoder of `depth` blocks, see `encoder_layer`, and 1
+    above them: temporal blocks, adapters, fusion and heads (BEiT's and MAE's rule for finetuning).
+    A bias table that all blocks share has 1, as in BEiT.
+    """
+    found = encoder_layer(name)
+    if found is None or name.startswith("video_encoder/relative_bias/shared"):
+        return 1.0
+    part, layer = found
+    return decay ** (_encoder(model, part).depth + 1 - layer)
+
+
+def _encoder(model: ModelConfig, part: str) -> VideoEncoderConfig | TextEncoderConfig:
+    return model.video if part == "video" else model.text
 
 
 def freeze(params: PyTree, model: ModelConfig) -> PyTree:
@@ -128,7 +155,8 @@ def make_optimizer(
 
     Only matrices decay. The hundreds of small arrays that do not are one vector to the optimizer: a
     much smaller program computes the same. Frozen parameters of `model` never change and have no
-    state. Of `config` it reads what shapes the program: betas and the norm to clip to.
+    state. Of `config` it reads what shapes the program: betas, the norm to clip to, and the decay
+    of the rate from layer to layer of `model`.
     """
     schedule = functools.partial(learning_rate, values)
     adamw = functools.partial(optax.adamw, schedule, config.b1, config.b2)
@@ -149,4 +177,20 @@ def make_optimizer(
         return jax.tree_util.tree_map_with_path(label, decay_mask(params))
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, optax.partition(parts, labels))
+    steps = [clip, optax.partition(parts, labels)]
+    if model is not None and config.layer_decay != 1:
+        steps.append(scale_by_layer(model, config.layer_decay))
+    return optax.chain(*steps)
+
+
+def scale_by_layer(model: ModelConfig, decay: float) -> optax.GradientTransformation:
+    """Multiply each update by its `rate_factor`.
+
+    After AdamW, whose updates are linear in the rate, weight decay included: so a rate for each
+    layer needs neither its own group of parameters nor a state.
+    """
+
+    def scale(path: tuple, update: Array) -> Array:
+        return update * rate_factor(path_name(path), model, decay)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))

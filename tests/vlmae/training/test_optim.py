@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import random_batch, small_model
+from helpers import SMALL, init_params, random_batch, small_model
 from jaxtyping import PyTree
 
 from vlmae.config.experiment import OptimConfig
 from vlmae.config.model import AdapterConfig, ModelConfig, VideoEncoderConfig
-from vlmae.models.video_language import clamp_temperature
+from vlmae.config.tree import override
+from vlmae.models.video_language import build_model, clamp_temperature
 from vlmae.ops.losses import contrastive_loss
+from vlmae.parallel.sharding import path_name
 from vlmae.training.optim import (
     OptimValues,
     decay_mask,
@@ -21,6 +23,7 @@ from vlmae.training.optim import (
     learning_rate,
     make_optimizer,
     optim_values,
+    rate_factor,
 )
 from vlmae.training.step import TrainState, train_step
 
@@ -144,6 +147,81 @@ def test_joined_arrays_are_updated_as_one_by_one(frozen):
     if frozen:
         theirs["video_encoder"] = params["video_encoder"]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), ours, theirs)
+
+
+# --- layer-wise decay of the rate
+
+DEEP = override(
+    SMALL,
+    {
+        "model.video.depth": 2,
+        "model.video.positions": "learned",
+        "model.video.layout.extra_tokens": 1,
+        "model.video.layout.input_norm": True,
+        "model.video.time_frames": 2,
+        "model.video.time_depth": 1,
+        "model.text.depth": 3,
+        "optim.weight_decay": 0.3,
+        "optim.layer_decay": 0.5,
+    },
+)
+LEVELS = {  # beginnings of names -> levels below the full rate
+    "video_encoder": {"positions": 3, "cls": 3, "extra": 3, "patch_embed/": 3, "input_norm/": 3}
+    | {"block_0/": 2, "block_1/": 1, "norm/": 0, "temporal/": 0},
+    "text_encoder": {"embeddings/": 4, "block_0/": 3, "block_1/": 2, "block_2/": 1, "adapters/": 0},
+}
+
+
+def level_of(name: str) -> int:
+    part, _, rest = name.partition("/")
+    found = [level for start, level in LEVELS.get(part, {"": 0}).items() if rest.startswith(start)]
+    assert len(found) == 1, name
+    return found[0]
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_rates_decay_from_the_last_block_to_the_embeddings(frozen):
+    """Three updates of every parameter of a model, weight decay included, against one without."""
+    config = override(DEEP, {"model.text.adapter.frozen_blocks": frozen})
+    params = jax.tree.map(
+        lambda x: jnp.ones(x.shape),
+        jax.eval_shape(lambda: init_params(build_model(config), random_batch(2))),
+    )
+    values = optim_values(config.optim, 10)
+    plain = override(config, {"optim.layer_decay": 1.0})
+    both = []
+    for optim in (config.optim, plain.optim):
+        tx = make_optimizer(optim, values, config.model)
+        state, moved = tx.init(params), []
+        for key in jax.random.split(jax.random.key(0), 3):
+            grads = jax.tree.map(lambda x, key=key: jax.random.normal(key, x.shape), params)
+            updates, state = tx.update(grads, state, params)
+            moved.append(updates)
+        both.append(moved)
+    compared = set()
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(both[0]), jax.tree.leaves(both[1]), strict=True
+    ):
+        name = path_name(path[1:])  # without the number of the update
+        compared.add(level_of(name))
+        np.testing.assert_allclose(ours, theirs * 0.5 ** level_of(name), rtol=1e-6, err_msg=name)
+        is_frozen = frozen and name.startswith(("text_encoder/embeddings", "text_encoder/block_0"))
+        assert bool(jnp.any(ours)) == (not is_frozen), name
+    assert compared == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("video_encoder/relative_bias/block_1/table", 0.5),
+        ("video_encoder/relative_bias/shared", 1.0),  # as in BEiT
+        ("video_encoder/adapters/block_0/up/kernel", 1.0),
+        ("fusion/block_0/mlp/up/kernel", 1.0),
+        ("classifier/hidden/kernel", 1.0),
+    ],
+)
+def test_rates_of_parts_that_other_models_have(name, factor):
+    assert rate_factor(name, DEEP.model, 0.5) == factor
 
 
 # --- the temperature
