@@ -30,7 +30,7 @@ from vlmae.parallel.sharding import check_batch_size, gather, make_mesh
 from vlmae.runs.atomic_files import write_json, write_whole
 from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, OnProgress
-from vlmae.runs.load import load_run, tokenizer_of
+from vlmae.runs.load import load_run, title_of, tokenizer_of
 from vlmae.runs.metric_registry import PRUNED
 from vlmae.runs.waiting import waiting
 
@@ -221,7 +221,7 @@ def evaluate_workdir(
             )
         if name == fitted:
             temperatures = temperatures_of(name, results[name])
-        print(f"step {step}, split {name}: written to {out_dir}")
+        print(f"{title_of(config, step)}, split {name}: written to {out_dir}")
         print_tables(out_dir)
     return {name: results[name] for name in splits}
 

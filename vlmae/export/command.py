@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmae.export.formats import COMPONENTS, FORMATS, export_run
+from vlmae.runs.load import load_run, title_of
 
 # Made from the tables, so that the command line offers whatever they hold.
 FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
@@ -41,4 +42,4 @@ def export(
         transformers computes the encoder, or a program does not give the model's outputs: says why.
     """
     step = export_run(workdir, out_dir, format, component, checkpoint)
-    print(f"step {step}: written to {out_dir}")
+    print(f"{title_of(load_run(workdir), step)}: written to {out_dir}")

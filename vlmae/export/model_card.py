@@ -14,6 +14,7 @@ from vlmae.config.objectives import HEADS
 from vlmae.export.folders import Checkpoint
 from vlmae.export.programs import PAIR_PROGRAMS, Program, Shapes, described
 from vlmae.export.stock import Stock
+from vlmae.runs.load import title_of
 from vlmae.runs.result import read_result
 from vlmae.runs.tables import markdown_table
 from vlmae.runs.workdir import ENVIRONMENT
@@ -245,7 +246,7 @@ def _provenance_rows(workdir: Path, config: ExperimentConfig, step: int) -> dict
     packages = environment.get("packages", {})
     check(isinstance(packages, dict), f"{path}: packages must be an object")
     return {
-        "step": step,
+        "step": title_of(config, step).removeprefix("step "),
         "seed": config.seed,
         "objectives": ", ".join(f"{name} {weight:g}" for name, weight in weights),
         "learning rate": f"{config.optim.learning_rate:g}, {config.optim.schedule}",

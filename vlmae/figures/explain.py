@@ -14,7 +14,7 @@ from vlmae.config.experiment import ExperimentConfig
 from vlmae.figures.clip_figure import save_picture
 from vlmae.runs.checkpoint import load_params
 from vlmae.runs.inputs import as_frames, tokenize
-from vlmae.runs.load import load_run, tokenizer_of
+from vlmae.runs.load import load_run, title_of, tokenizer_of
 
 
 def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained.png")) -> None:
@@ -38,7 +38,7 @@ def explain(workdir: Path, clip: Path, caption: str, out: Path = Path("explained
     batch = load_pair(config, tokenizer_of(workdir), clip, caption)
     params, step = load_params(workdir)
     save_picture(config, params, batch, [caption], out)
-    print(f"step {step}: written to {out}")
+    print(f"{title_of(config, step)}: written to {out}")
 
 
 def load_pair(config: ExperimentConfig, tokenizer: Path, clip: Path, caption: str) -> Batch:

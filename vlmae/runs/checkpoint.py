@@ -162,18 +162,21 @@ class Checkpoints:
     def restore_params(self, step: int) -> PyTree:
         """Read only the parameters of a step, as host arrays in their stored shapes.
 
+        Where the run averages them (`optim.ema_decay`), these are the averages.
+
         Raises:
           DamagedError: a file is not what was written, or a number is not finite; names it.
         """
         path = self.folder / str(step) / "state"
         with self._checked(step):
-            metadata = self._metadata(step)["params"]
+            stored = self._metadata(step)
+            name = "ema" if "ema" in stored else "params"
             # One device, whatever mesh wrote them: Orbax would ask for that many devices again.
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), stored[name]
             )
-            item = {"params": abstract}
+            item = {name: abstract}
             # The optimizer state is twice as large as the parameters and stays on disk.
             args = ocp.args.PyTreeRestore(
                 item,
@@ -181,7 +184,7 @@ class Checkpoints:
                 partial_restore=True,
             )
             with ocp.PyTreeCheckpointer() as checkpointer:
-                params = jax.device_get(checkpointer.restore(path, args=args)["params"])
+                params = jax.device_get(checkpointer.restore(path, args=args)[name])
         check_finite(params, path.parent)
         return params
 

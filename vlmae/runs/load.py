@@ -35,6 +35,11 @@ def load_run(workdir: Path) -> ExperimentConfig:
     return read_description(workdir)[1]
 
 
+def title_of(config: ExperimentConfig, step: int) -> str:
+    """Name the parameters of a checkpoint for a message: "step 7", or "step 7 (EMA)"."""
+    return f"step {step} (EMA)" if config.optim.ema_decay else f"step {step}"
+
+
 def _runs_below(folder: Path) -> str:
     """List a few runs below a folder, for a message."""
     patterns = (f"{'*/' * depth}config.json" for depth in (1, 2, 3))

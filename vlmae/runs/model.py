@@ -28,7 +28,7 @@ from vlmae.parallel.sharding import batch_shards, check_batch_size, make_mesh, r
 from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, jit_method, map_rows, take_rows
 from vlmae.runs.inputs import as_frames, tokenize, tokenize_options
-from vlmae.runs.load import load_run, tokenizer_of
+from vlmae.runs.load import load_run, title_of, tokenizer_of
 
 Clips = np.ndarray | Sequence[Any]
 
@@ -53,7 +53,7 @@ class Model:
 
     Attributes:
       config: the run's experiment.
-      params: the parameters, whole on every device.
+      params: the parameters, whole on every device; of a run with `optim.ema_decay` their averages.
       step: training step of the checkpoint.
       tokenizer: the run's tokenizer.
       classes: answers or labels that the run tells apart; None if it was trained on captions.
@@ -82,7 +82,8 @@ class Model:
     def __repr__(self) -> str:
         """Show the run and the methods that its heads allow."""
         able = [name for name, heads in HEADS.items() if any(h.part in self.params for h in heads)]
-        return f"<vlmae.Model {self.config.name!r}, step {self.step}: {', '.join(able)}>"
+        title = title_of(self.config, self.step)
+        return f"<vlmae.Model {self.config.name!r}, {title}: {', '.join(able)}>"
 
     def embed_video(self, video: Clips) -> Float[np.ndarray, "n e"]:
         """Embed clips into the space shared with texts: the mean of their frames' unit vectors.

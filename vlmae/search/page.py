@@ -23,6 +23,7 @@ from PIL import Image
 from data_pipelines.media import decode, images
 from data_pipelines.media.endings import is_image
 from data_pipelines.schema.checks import UserError, visible
+from vlmae.runs.load import title_of
 from vlmae.search.folder import FolderSearch
 from vlmae.search.index import Hit, clock
 
@@ -160,10 +161,11 @@ def build_page(found: FolderSearch, top_k: int, examples: Sequence[str] = ()) ->
         return show_hits(found.folder, hits)
 
     name, count = found.folder.resolve().name, len(found.index.files)
+    config = found.model.config
     with gradio.Blocks(title=f"Search {name}", analytics_enabled=False) as page:
         gradio.HTML(
             f"<h1>Search {html.escape(visible(name))}</h1><p>{count} clips, ranked by "
-            f"{html.escape(visible(found.model.config.name))}, step {found.model.step}. "
+            f"{html.escape(visible(config.name))}, {title_of(config, found.model.step)}. "
             "A number is the cosine of clip and text.</p>"
         )
         query = gradio.Textbox(show_label=False, placeholder="what to look for", autofocus=True)

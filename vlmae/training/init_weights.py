@@ -15,6 +15,7 @@ from vlmae.config.experiment import ExperimentConfig
 from vlmae.models.embeddings import resize_grid, resize_offsets
 from vlmae.parallel.sharding import path_name
 from vlmae.runs.checkpoint import load_params
+from vlmae.runs.load import load_run, title_of
 from vlmae.weights.huggingface import load_published, merge_trees
 
 # Parts of the model that published weights of an encoder are asked for: a misfit there is an error.
@@ -41,8 +42,9 @@ def read_initial(config: ExperimentConfig) -> Source | None:
     train = config.train
     if train.init_from:
         # Parameters alone: moments and step belong to another schedule.
-        params, step = load_params(Path(train.init_from).expanduser())
-        return Source(params, f"step {step} of {train.init_from}", (), [])
+        folder = Path(train.init_from).expanduser()
+        params, step = load_params(folder)
+        return Source(params, f"{title_of(load_run(folder), step)} of {train.init_from}", (), [])
     names = {part: name for part, name in asdict(train.init).items() if name}
     if not names:
         return None

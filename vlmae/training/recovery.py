@@ -43,7 +43,7 @@ def evaluate_missing(
     due = is_due(step, train.eval_every_steps) and step != train.steps
     if due and checkpoints.latest_step() == step:
         if decided_by_main(bool(log.writer.lacks_evaluation(step))):
-            values = evaluate(state.params, mesh, evaluating(resources, step))
+            values = evaluate(state.evaluated, mesh, evaluating(resources, step))
             log.writer.write(step, values)
             resources.best.add(step, values, is_main_process())
 
@@ -70,7 +70,7 @@ def best_result(state: TrainState, evaluate: Evaluate, resources: Resources) -> 
     mesh, checkpoints, best, result = resources.mesh, resources.checkpoints, resources.best, {}
     last = int(state.step)
     if not best.stops() or best.step() is None:  # else it was evaluated just now
-        result = evaluate(state.params, mesh, evaluating(resources, last))
+        result = evaluate(state.evaluated, mesh, evaluating(resources, last))
         resources.log.writer.write(last, result)
         best.add(last, result, is_main_process())
     checkpoints.manager.wait_until_finished()
@@ -79,7 +79,7 @@ def best_result(state: TrainState, evaluate: Evaluate, resources: Resources) -> 
         return result
     resources.log.progress.print(f"{best.metric} was best at step {step}, which is the result")
     state = restored(state, step, checkpoints)
-    return evaluate(state.params, mesh, evaluating(resources, step))
+    return evaluate(state.evaluated, mesh, evaluating(resources, step))
 
 
 def restored(state: TrainState, step: int, checkpoints: Checkpoints) -> TrainState:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from data_pipelines.schema.checks import UserError, check
 from data_pipelines.schema.config import SourceConfig
@@ -44,6 +44,34 @@ class TrainState(struct.PyTreeNode):
     params: PyTree
     opt_state: PyTree
 
+    @property
+    def evaluated(self) -> PyTree:
+        """Parameters that are evaluated and exported."""
+        return self.params
+
+    def starting_from(self, params: PyTree) -> "TrainState":
+        """Replace the parameters of a new state."""
+        return self.replace(params=params)
+
+
+class AveragedState(TrainState):
+    """State of a run that averages its parameters over the steps (`optim.ema_decay`).
+
+    A class of its own, so that states and checkpoints without averages stay as they are.
+    """
+
+    ema: PyTree
+
+    @property
+    def evaluated(self) -> PyTree:
+        """The averages."""
+        return self.ema
+
+    def starting_from(self, params: PyTree) -> TrainState:
+        """Replace the parameters of a new state; their averages start from them."""
+        # Copies: a step donates each buffer once.
+        return self.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+
 
 class RunValues(NamedTuple):
     """Numbers of a run that its compiled step takes as inputs.
@@ -53,12 +81,16 @@ class RunValues(NamedTuple):
 
     optim: OptimValues
     weights: Mapping[str, PyTree]  # float32, of the objectives that are trained
+    ema_decay: PyTree  # float32
 
 
 def run_values(config: ExperimentConfig) -> RunValues:
     """Collect the numbers of an experiment, as NumPy scalars."""
     weights = {name: np.float32(weight) for name, weight in config.objectives.weights.items()}
-    return RunValues(optim_values(config.optim, config.train.steps), weights)
+    optim = config.optim
+    return RunValues(
+        optim_values(optim, config.train.steps), weights, np.float32(optim.ema_decay)
+    )
 
 
 def train_step(
@@ -76,7 +108,27 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = clamp_temperature(optax.apply_updates(state.params, updates))
     metrics = {**metrics, "optim/grad_norm": global_norm(grads)}
-    return TrainState(state.seed, state.step + 1, params, opt_state), metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def average_params(
+    state: AveragedState,
+    batch: Batch,
+    *,
+    step: Callable[..., tuple[AveragedState, dict]],
+    decay: Float[Array, ""],
+) -> tuple[AveragedState, dict]:
+    """Run a step, and take its result into the exponential moving averages of the parameters.
+
+    The n-th step's decay is at most n / (9 + n), so that the averages soon forget where they began:
+    the rule of `tf.train.ExponentialMovingAverage` with `num_updates`.
+    """
+    new, metrics = step(state, batch)
+    done = state.step.astype(jnp.float32)
+    share = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
+    # Of the difference, so that what does not change (frozen) stays as it is, bit for bit.
+    ema = jax.tree.map(lambda mean, x: mean + share * (x - mean), state.ema, new.params)
+    return new.replace(ema=ema), metrics
 
 
 def skip_nonfinite(
@@ -120,7 +172,9 @@ def make_step(config: ExperimentConfig, mesh: jax.sharding.Mesh, state: PyTree) 
             return jax.lax.with_sharding_constraint(grads, shardings.params), metrics
 
         tx = make_optimizer(config.optim, values.optim, config.model)
-        update = functools.partial(train_step, gradients=sharded_gradients, tx=tx)
+        update: Callable = functools.partial(train_step, gradients=sharded_gradients, tx=tx)
+        if config.optim.ema_decay:
+            update = functools.partial(average_params, step=update, decay=values.ema_decay)
         if config.train.max_skipped_steps:
             return skip_nonfinite(state, batch, step=update)
         return update(state, batch)
@@ -141,8 +195,12 @@ def init_state(
     model: VideoLanguageModel,
     tx: optax.GradientTransformation,
     objectives: ObjectivesConfig,
+    averages: bool = False,
 ) -> TrainState:
-    """Make a new state, to be jitted; only parts that the objectives use get parameters."""
+    """Make a new state, to be jitted; only parts that the objectives use get parameters.
+
+    With `averages` it holds those of the parameters too.
+    """
     key = jax.random.key(seed)
 
     def run_objectives(model: VideoLanguageModel, batch: Batch) -> dict:
@@ -151,7 +209,8 @@ def init_state(
     # Flax makes parameters only of methods that are called: a loss that is off leaves no head.
     params = model.init({"params": key, "dropout": key}, batch, method=run_objectives)["params"]
     step = jnp.zeros((), "int32")
-    return TrainState(jnp.asarray(seed, "int32"), step, params, tx.init(params))
+    state = jnp.asarray(seed, "int32"), step, params, tx.init(params)
+    return AveragedState(*state, params) if averages else TrainState(*state)
 
 
 def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState]:
@@ -165,6 +224,7 @@ def make_init(config: ExperimentConfig) -> Callable[[Int[Array, ""]], TrainState
         model=build_model(config),
         tx=make_optimizer(config.optim, run_values(config).optim, config.model),
         objectives=config.objectives,
+        averages=config.optim.ema_decay > 0,
     )
 
 

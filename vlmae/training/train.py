@@ -126,7 +126,7 @@ def start_state(
         return state, ""
     params, report = take_initial(source, state.params)
     print_on_main_process(report)
-    return state.replace(params=params), report
+    return state.starting_from(params), report
 
 
 def branch_off(config: ExperimentConfig, abstract: PyTree) -> tuple[TrainState, str]:
@@ -145,6 +145,11 @@ def branch_off(config: ExperimentConfig, abstract: PyTree) -> tuple[TrainState, 
         raise UserError(
             f"--train.init-step goes on with the batches of {trunk}, whose --seed is not "
             f"{config.seed}"
+        )
+    if "optim.ema_decay" in fields:
+        raise UserError(
+            f"--train.init-step goes on with the state of {trunk}, averages included: leave "
+            "--optim.ema-decay as it is there"
         )
     with Checkpoints(trunk, keep=None) as checkpoints:
         saved = checkpoints.all_steps()
@@ -305,7 +310,7 @@ def run_steps(
         if due.evaluate:
             try:
                 with log.meter.paused(), waiting(f"evaluating step {step}", log.progress.print):
-                    values = evaluate(state.params, mesh, evaluating(resources, step))
+                    values = evaluate(state.evaluated, mesh, evaluating(resources, step))
                 log.writer.write(step, values)
                 log.progress.print(f"step {step}: {headline(values)}")
                 if best.add(step, values, is_main_process()) or best.stops():
