@@ -1,4 +1,7 @@
-"""Fixed-length WordPiece tokenization (BERT, Devlin et al. 2019), on the `tokenizers` library."""
+"""Fixed-length tokenization on the `tokenizers` library.
+
+WordPiece as in BERT (Devlin et al. 2019), or what published weights bring, such as CLIP's BPE.
+"""
 
 import collections
 import contextlib
@@ -6,7 +9,8 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -19,7 +23,10 @@ from data_pipelines.text.unicode import well_formed
 
 VOCABULARY_FILE = "vocab.txt"
 TOKENIZER_FILE = "tokenizer.json"
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's names
+# Their names in other tokenizers (CLIP's, with one token for several), by these files.
+SPECIAL_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+SPECIAL_FIELDS = dict(zip(SPECIAL_TOKENS[:4], ("pad", "unk", "bos", "eos"), strict=True))
 _PARTS_OF_TEMPLATE = re.compile("({})".format("|".join(map(re.escape, ("{}", *SPECIAL_TOKENS)))))
 LONGEST_WORD = 100  # letters; a longer one becomes [UNK], as in BERT
 _MAYBE_LONGER = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
@@ -28,25 +35,39 @@ _MAYBE_LONGER = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 class Tokenizer:
     """Captions to token ids and back; made by `load_tokenizer` or from a list of words."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "vocabulary"):
-        """Wrap a tokenizer; `origin` names it in error messages.
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        origin: str = "vocabulary",
+        special: Mapping[str, str] | None = None,
+    ):
+        """Wrap a tokenizer.
+
+        Args:
+          backend: the tokenizer.
+          origin: its name in error messages.
+          special: the token in the place of each of `SPECIAL_TOKENS`; [MASK] may lack. None: those
+            themselves, BERT's.
 
         Raises:
           UserError: a special token is missing.
         """
-        found = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, token_id in found.items() if token_id is None]
+        self.special = dict(special or {token: token for token in SPECIAL_TOKENS})
+        found = {role: backend.token_to_id(token) for role, token in self.special.items()}
+        missing = [self.special[role] for role, token_id in found.items() if token_id is None]
         if missing:
             raise UserError(f"{origin}: the special tokens {' '.join(missing)} are missing")
         # A stored tokenizer may cut or pad by itself; the length is an argument here.
         backend.no_truncation()
         backend.no_padding()
-        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        backend.add_special_tokens(list(dict.fromkeys(self.special.values())))
         backend.encode_special_tokens = True  # "[MASK]" in a caption is text
         self._backend = backend
-        ids = [token_id for token_id in found.values() if token_id is not None]
-        self._special_ids = ids
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        self._special_ids = {role: i for role, i in found.items() if i is not None}
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
+            self._special_ids[role] for role in SPECIAL_TOKENS[:4]
+        )
+        self.mask_id = self._special_ids.get("[MASK]")  # None: no masked language modeling
 
     @classmethod
     def from_vocabulary(cls, words: Sequence[str], origin: str = "vocabulary") -> "Tokenizer":
@@ -54,6 +75,11 @@ class Tokenizer:
         backend = _bert_backend({word: i for i, word in enumerate(words)})
         backend.decoder = tokenizers.decoders.WordPiece()
         return cls(backend, origin)
+
+    @property
+    def is_bert(self) -> bool:
+        """True if the special tokens are BERT's."""
+        return self.special == {token: token for token in SPECIAL_TOKENS}
 
     @property
     def vocab_size(self) -> int:
@@ -93,14 +119,17 @@ class Tokenizer:
     def encode_template(self, template: str, slot: int) -> tuple[int, ...]:
         """Tokenize `[CLS] template [SEP]`, with `slot` at each {}; it may hold special tokens."""
         tokens: list[int] = []
-        special = dict(zip(SPECIAL_TOKENS, self._special_ids, strict=True)) | {"{}": slot}
+        special = self._special_ids | {"{}": slot}
         for piece in _PARTS_OF_TEMPLATE.split(template):
             tokens += [special[piece]] if piece in special else self._words([piece])[0]
         return (self.cls_id, *tokens, self.sep_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of one row of ids, without special tokens."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        # CLIP's byte pairs mark the ends of words, which its stored decoder leaves in.
+        suffix = getattr(self._backend.model, "end_of_word_suffix", None)
+        return text.replace(suffix, " ").strip() if suffix else text
 
     def words(self) -> list[str]:
         """Return the vocabulary, in the order of its ids."""
@@ -113,17 +142,25 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([self.words(), probe]).encode()).hexdigest()[:32]
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Write `tokenizer.json` and `vocab.txt` into a folder, which is made if need be."""
+        """Write `tokenizer.json` into a folder, which is made if need be.
+
+        Beside it `vocab.txt` or, for special tokens that are not BERT's, a file of their names.
+        """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / VOCABULARY_FILE).write_text("\n".join(self.words()) + "\n", "utf-8")
+        if self.is_bert:
+            (folder / VOCABULARY_FILE).write_text("\n".join(self.words()) + "\n", "utf-8")
+        else:
+            names = {f"{SPECIAL_FIELDS[role]}_token": name for role, name in self.special.items()}
+            (folder / SPECIAL_FILES[0]).write_text(json.dumps(names, indent=2) + "\n", "utf-8")
         self._backend.save(str(folder / TOKENIZER_FILE))
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Load a tokenizer from a `vocab.txt`, a `tokenizer.json`, or a folder with one of them.
 
-    `tokenizer.json` goes first, because it also says whether case matters.
+    `tokenizer.json` goes first, because it also says whether case matters. If its special tokens
+    are not BERT's, a file of `SPECIAL_FILES` beside it names them.
 
     Raises:
       MissingError: no such file, or a folder with neither.
@@ -145,10 +182,29 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     else:
         backend = _bert_backend({word: i for i, word in enumerate(read_text(path).splitlines())})
         backend.decoder = tokenizers.decoders.WordPiece()
+    special = None if backend.token_to_id("[CLS]") is not None else _special_names(path.parent)
     with _damage_named(path):
-        tokenizer = Tokenizer(backend, str(path))
+        tokenizer = Tokenizer(backend, str(path), special)
         tokenizer.digest()  # encodes known and unknown words: some damage shows only then
     return tokenizer
+
+
+def _special_names(folder: pathlib.Path) -> dict[str, str] | None:
+    """Read the names of special tokens that published weights give; None without such a file."""
+    for name in SPECIAL_FILES:
+        if not (folder / name).is_file():
+            continue
+        fields = read_json(folder / name)
+        names = {role: _token(fields.get(f"{kind}_token")) for role, kind in SPECIAL_FIELDS.items()}
+        if all(names.values()):
+            return names
+    return None
+
+
+def _token(field: Any) -> str:
+    """Return the token that a field gives, as text or as an object with its content."""
+    content = field.get("content") if isinstance(field, dict) else field
+    return content if isinstance(content, str) else ""
 
 
 @contextlib.contextmanager

@@ -249,8 +249,14 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
         # A larger table than the tokenizer needs is allowed: some published ones are padded.
         "model.text.vocab_size": wanted or size,
         "model.text.cls_id": tokenizer.cls_id,
-        "model.text.mask_id": tokenizer.mask_id,
     }
+    if tokenizer.mask_id is not None:
+        filled["model.text.mask_id"] = tokenizer.mask_id
+    check(
+        tokenizer.mask_id is not None or not config.objectives.need("masked_text"),
+        f"--objectives.mlm={config.objectives.mlm} masks words, but the tokenizer has no [MASK]: "
+        "set --objectives.mlm=0",
+    )
     if config.objectives.mcm:
         template = tokenizer.encode_template(config.objectives.mcm_template, SLOT)
         longest, fixed = config.objectives.mcm_len, len(template) - template.count(SLOT)

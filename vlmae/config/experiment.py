@@ -192,9 +192,11 @@ class InitConfig(Checked):
     """Published weights to start from: folders, or names of models on the hub."""
 
     text: str = ""
-    """BERT weights for the text encoder; the upper layers go to the fusion, if it has layers."""
+    """BERT or CLIP weights for the text encoder; upper layers of a BERT go to the fusion, if it has
+    layers."""
     video: str = ""
-    """ViT, DeiT, ViT-MAE, DINOv2, CLIP, BEiT or VideoMAE weights for the video encoder."""
+    """ViT, DeiT, ViT-MAE, DINOv2, CLIP, SigLIP, BEiT or VideoMAE weights for the video encoder. The
+    same CLIP in both brings its projections and temperature too."""
 
 
 @dataclass(frozen=True)
@@ -423,6 +425,11 @@ class ExperimentConfig(Checked):
                 f"{flag(f'objectives.{name}')} reconstructs removed patches, but "
                 "--model.video.mask.ratio or --model.video.mask.scheme removes none",
             )
+        check(
+            not (objectives.need("masked_text") and self.model.text.layout.causal),
+            f"--objectives.mlm={objectives.mlm} predicts words from both sides, but a text encoder "
+            "with --model.text.layout.causal=True (CLIP's) reads one alone: set --objectives.mlm=0",
+        )
         # Both ways: answers that nobody reads would be tokenized and sent with every batch.
         decodes = objectives.answer > 0 and objectives.answer_kind == "decoder"
         check(

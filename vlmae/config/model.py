@@ -13,6 +13,7 @@ from data_pipelines.schema.fields import Checked, Count, NonNegative, Positive, 
 from vlmae.ops.grid import grid_cell
 
 Remat = Literal["none", "selective", "full"]
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -134,8 +135,9 @@ class VitLayout(Checked):
 
     eps: Positive = 1e-6
     """Epsilon of the encoder's layer norms."""
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    """Activation of the feed-forward networks; quick_gelu is x sigmoid(1.702 x) (CLIP)."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward networks; quick_gelu is x sigmoid(1.702 x) (CLIP), gelu_tanh
+    GELU's tanh approximation (SigLIP)."""
     layer_scale: NonNegative = 0.0
     """Initial factor of each sublayer's output, learned by channel (DINOv2, BEiT); 0 has none."""
     input_norm: bool = False
@@ -262,14 +264,33 @@ class VideoEncoderConfig(Checked):
 
 
 @dataclass(frozen=True)
+class TextLayout(Checked):
+    """Differences between the published families of text encoders; the default is BERT's.
+
+    `vlmae weights FOLDER` prints the layout of published weights.
+    """
+
+    eps: Positive = 1e-12
+    """Epsilon of the layer norms, those of the fusion's BERT layers too."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward networks, those of the fusion's BERT layers too."""
+    pre_norm: bool = False
+    """Layer norms before each sublayer and after the last one (CLIP), not after each sum and after
+    the embeddings; no token types either."""
+    causal: bool = False
+    """Attention to earlier tokens alone (CLIP). The end-of-text token, the only one that has read
+    the whole text, then stands for [CLS]: it is moved to the front."""
+
+
+@dataclass(frozen=True)
 class TextEncoderConfig(Checked):
-    """Lower layers of a BERT; width, heads, MLP and dropout are those of the fusion too."""
+    """BERT's lower layers or CLIP's; width, heads, MLP and dropout are those of the fusion too."""
 
     vocab_size: Count = 0
     """Size of the WordPiece vocabulary; 0 takes size and special ids from the tokenizer."""
     # Ids of BERT's uncased vocabulary; the tokenizer of a run replaces them.
     cls_id: Count = 101
-    """Token id of [CLS]."""
+    """Token id of [CLS], or of what begins a text."""
     mask_id: Count = 103
     """Token id of [MASK]."""
     max_len: Size = 512
@@ -289,6 +310,8 @@ class TextEncoderConfig(Checked):
     pooling: Literal["cls", "mean"] = "cls"
     """Vector of a text in the shared space of VTC: its [CLS], or the mean of its tokens, as in
     sentence-transformers (MiniLM), whose [CLS] is nearly the same for all texts."""
+    layout: TextLayout = TextLayout()
+    """Differences from BERT's encoder."""
     adapter: AdapterConfig = AdapterConfig()
     """Frozen shallow layers and their adapters; none by default."""
 

@@ -11,7 +11,14 @@ from safetensors.numpy import save
 
 from data_pipelines.schema.checks import MissingError
 from data_pipelines.schema.classes import CLASSES_FILE
-from data_pipelines.text.tokenize import TOKENIZER_FILE, VOCABULARY_FILE, load_tokenizer
+from data_pipelines.text.tokenize import (
+    SPECIAL_FIELDS,
+    SPECIAL_FILES,
+    SPECIAL_TOKENS,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    load_tokenizer,
+)
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.runs.best import load_chosen
 from vlmae.runs.load import load_run, tokenizer_of
@@ -63,7 +70,7 @@ def write_words(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the run's tokenizer so that every library that reads it adds [CLS] and [SEP].
+    """Write the run's tokenizer so that every library adds what begins and ends a text.
 
     Raises:
       MissingError: the run has no tokenizer.
@@ -71,23 +78,28 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     source = tokenizer_of(checkpoint.workdir)
     if not (source / TOKENIZER_FILE).is_file():
         raise MissingError(f"{source / TOKENIZER_FILE}: no such file")
-    load_tokenizer(source)  # names the file if it is damaged
+    words = load_tokenizer(source)  # names the file if it is damaged
     tokenizer = tokenizers.Tokenizer.from_file(str(source / TOKENIZER_FILE))
-    # The run adds these two itself, so its own file has no post-processor.
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    # The run adds these two itself, so its own file need not.
+    begin, end = (words.special[role] for role in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=ends
+        single=[begin, "$A", end],
+        pair=[begin, "$A", end, "$B", end],
+        special_tokens=[(begin, words.cls_id), (end, words.sep_id)],
     )
-    # Beside it vocab.txt, for libraries that read no tokenizer.json.
     tokenizer.save(str(folder / TOKENIZER_FILE))
-    shutil.copyfile(source / VOCABULARY_FILE, folder / VOCABULARY_FILE)
-    names = ("pad", "unk", "cls", "sep", "mask")
+    # vocab.txt for libraries that read no tokenizer.json, or the names of other special tokens.
+    beside = VOCABULARY_FILE if words.is_bert else SPECIAL_FILES[0]
+    shutil.copyfile(source / beside, folder / beside)
+    # transformers has a field for each of BERT's, and others for what begins and ends a text.
+    fields = {role: role[1:-1].lower() for role in SPECIAL_TOKENS}
+    fields |= {} if words.is_bert else SPECIAL_FIELDS
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": checkpoint.config.data.text_len,
             "model_input_names": ["input_ids", "attention_mask"],
-            **{f"{name}_token": f"[{name.upper()}]" for name in names},
+            **{f"{fields[role]}_token": name for role, name in words.special.items()},
         },
     )

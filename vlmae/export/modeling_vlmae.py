@@ -72,7 +72,7 @@ class VideoFeatures(NamedTuple):
 class TextFeatures(NamedTuple):
     """Output of the text encoder."""
 
-    tokens: Tensor  # [b l d], [CLS] first
+    tokens: Tensor  # [b l d], [CLS] first; of a causal encoder the end-of-text token
     mask: Tensor  # [b l], True = valid; a prefix of each row
 
     @property
@@ -169,6 +169,7 @@ ACTIVATIONS = Registry(
     {
         "gelu": F.gelu,  # exact, as in BERT and ViT
         "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # CLIP
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # SigLIP
     },
 )
 
@@ -257,10 +258,13 @@ class Block(nn.Module):
         return x if self.pre_norm else norm(x)
 
 
-def bert_blocks(config: dict, depth: int, context_width: int = 0) -> list[Block]:
-    """Make BERT blocks of the text encoder's sizes, for fusions and answer decoder too."""
+def bert_blocks(
+    config: dict, depth: int, context_width: int = 0, pre_norm: bool = False
+) -> list[Block]:
+    """Make blocks of the text encoder's sizes; only its own are ever `pre_norm` (CLIP)."""
     sizes = (config["width"], config["num_heads"], config["mlp_dim"])
-    options = {"pre_norm": False, "eps": BERT_EPS, "context_width": context_width}
+    options = {name: config["layout"][name] for name in ("eps", "activation")}
+    options |= {"pre_norm": pre_norm, "context_width": context_width}
     return [Block(*sizes, **options) for _ in range(depth)]
 
 
@@ -268,6 +272,19 @@ def prefix_mask(mask: Tensor) -> Tensor:
     """Put as many True at the front of each row [b l] as `mask` has there, at least one."""
     lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.arange(mask.shape[1], device=mask.device) < lengths
+
+
+def causal_mask(ids: Tensor) -> Tensor:
+    """Mask [1 l l] by which each of the tokens `ids` [b l] reads itself and those before it."""
+    shape = (ids.shape[1], ids.shape[1])
+    return torch.ones(shape, dtype=torch.bool, device=ids.device).tril()[None]
+
+
+def last_first(x: Tensor, valid: Tensor) -> Tensor:
+    """Move the last valid token of each row [b l d] to its front; others move on by one."""
+    place = torch.arange(x.shape[1], device=x.device)
+    last = valid.sum(dim=1, keepdim=True) - 1
+    return take(x, torch.where(place == 0, last, place - (place <= last).long()))
 
 
 def take(x: Tensor, ids: Tensor) -> Tensor:
@@ -688,21 +705,22 @@ def patch_pixels(config: dict) -> int:
 
 
 class BertEmbeddings(nn.Module):
-    """Word, position and token-type embeddings and a layer norm (BERT)."""
+    """Word, position and token-type embeddings and a layer norm (BERT); CLIP lacks the last two."""
 
-    def __init__(self, config: dict):
-        """Make the tables of the text encoder's sizes."""
+    def __init__(self, config: dict, pre_norm: bool = False):
+        """Make the tables of the text encoder's sizes; `pre_norm`: CLIP's."""
         super().__init__()
-        width = config["width"]
+        width, self.pre_norm = config["width"], pre_norm
         self.word = nn.Embedding(config["vocab_size"], width)
         self.position = nn.Embedding(config["max_len"], width)
-        self.token_type = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width, BERT_EPS)
+        if not pre_norm:
+            self.token_type = nn.Embedding(2, width)
+            self.norm = nn.LayerNorm(width, config["layout"]["eps"])
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed token ids [b l] as tokens [b l d]."""
-        positions = self.position(torch.arange(ids.shape[1], device=ids.device))
-        return self.norm(self.word(ids) + positions + self.token_type(torch.zeros_like(ids)))
+        x = self.word(ids) + self.position(torch.arange(ids.shape[1], device=ids.device))
+        return x if self.pre_norm else self.norm(x + self.token_type(torch.zeros_like(ids)))
 
     def scores(self, x: Tensor) -> Tensor:
         """Multiply tokens by the word table: logits [b l v] with tied weights."""
@@ -710,21 +728,27 @@ class BertEmbeddings(nn.Module):
 
 
 class TextEncoder(Stacks):
-    """Text encoder: the lower layers of a BERT."""
+    """Text encoder: the lower layers of a BERT, or CLIP's text tower."""
 
     def __init__(self, config: dict):
         """Make embeddings, blocks and adapters."""
         super().__init__()
-        self.embeddings = BertEmbeddings(config)
-        self.add_stack("block", bert_blocks(config, config["depth"]))
+        self.layout, pre_norm = config["layout"], config["layout"]["pre_norm"]
+        self.embeddings = BertEmbeddings(config, pre_norm)
+        self.add_stack("block", bert_blocks(config, config["depth"], pre_norm=pre_norm))
+        self.norm = nn.LayerNorm(config["width"], self.layout["eps"]) if pre_norm else nn.Identity()
         self.adapters = ShallowAdapters(config["adapter"], config["width"])
 
     def forward(self, ids: Tensor, mask: Tensor) -> TextFeatures:
         """Encode token ids [b l]; `mask` is True on valid tokens, which come first in a row."""
         x, valid, branch = self.embeddings(ids), prefix_mask(mask), None
+        read = valid
+        if self.layout["causal"]:
+            read = valid[:, None] & causal_mask(ids)
         for i, block in enumerate(self.stack("block")):
-            x, branch = self.adapters(i, block(x, valid), branch, valid)
-        return TextFeatures(x, mask)
+            x, branch = self.adapters(i, block(x, read), branch, valid)
+        x = self.norm(x)
+        return TextFeatures(last_first(x, valid) if self.layout["causal"] else x, mask)
 
 
 # --- the frame selector
@@ -1159,8 +1183,7 @@ class AnswerDecoder(Stacks):
 
     def forward(self, ids: Tensor, fused: Tensor, valid: Tensor | None) -> Tensor:
         """Compute logits [b a v] of the token after each of `ids`, by `fused` where `valid`."""
-        x, a = self.embeddings(ids), ids.shape[1]
-        causal = torch.ones(a, a, dtype=torch.bool, device=ids.device).tril()[None]
+        x, causal = self.embeddings(ids), causal_mask(ids)
         for block in self.stack("block"):
             x = block(x, causal, fused, valid)
         return self.embeddings.scores(self.word_transform(x)) + self.word_bias

@@ -38,6 +38,9 @@ def stock_text(config: ExperimentConfig, params: PyTree) -> Stock:
     text = config.model.text
     if text.adapter.is_used:
         raise UserError("the text encoder is no BertModel: model.text.adapter adds to its layers")
+    if text.layout.pre_norm or text.layout.causal:
+        layout = f"pre_norm={text.layout.pre_norm}, causal={text.layout.causal}"
+        raise UserError(f"the text encoder is no BertModel: model.text.layout has {layout}")
     return _stock("bert", config, {"text_encoder": params["text_encoder"]}, config.model)
 
 

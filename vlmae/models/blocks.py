@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vlmae.config.model import Remat, SparsifyConfig, TextEncoderConfig
 from vlmae.models.attention import Attended, Attention, Source
 from vlmae.models.layers import (
-    BERT_EPS,
     DENSE_OUTPUT,
     VIT_EPS,
     VIT_INIT,
@@ -29,6 +28,7 @@ ACTIVATIONS: Registry[Callable[[Array], Array]] = Registry(
     {
         "gelu": functools.partial(nn.gelu, approximate=False),  # exact, as in BERT and ViT
         "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
+        "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # SigLIP
     },
 )
 
@@ -257,14 +257,22 @@ def vit_block(
 
 
 def bert_block(
-    config: TextEncoderConfig, compute: Compute, name: str, deterministic: bool = True
+    config: TextEncoderConfig,
+    compute: Compute,
+    name: str,
+    deterministic: bool = True,
+    pre_norm: bool = False,
 ) -> Block:
-    """Make a BERT block (post-norm), for text encoder, fusion and answer decoder alike."""
+    """Make a block of the text's sizes, for text encoder, fusion and answer decoder alike.
+
+    Only the text encoder is ever `pre_norm` (CLIP): fusion and decoder are BERT's whatever it is.
+    """
     return block_class(Block, compute.remat)(
         config.num_heads,
         config.mlp_dim,
-        pre_norm=False,
-        eps=BERT_EPS,
+        pre_norm=pre_norm,
+        eps=config.layout.eps,
+        activation=config.layout.activation,
         dropout=config.dropout,
         deterministic=deterministic,
         kernel_init=bert_init(config.width),

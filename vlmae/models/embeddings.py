@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vlmae.config.model import TextEncoderConfig, VitLayout
-from vlmae.models.layers import BERT_EPS, TOKEN_INIT, Compute, dot_tables
+from vlmae.models.layers import TOKEN_INIT, Compute, dot_tables
 from vlmae.ops.registry import Registry
 from vlmae.ops.token_pruning import NO_PATCH
 from vlmae.parallel.sharding import copy_to_shards
@@ -233,6 +233,8 @@ def gather_bias(
 class BertEmbeddings(nn.Module):
     """Word, position and token-type embeddings, layer norm, dropout (BERT).
 
+    CLIP's have neither token types nor a norm.
+
     Tables are read and their gradients summed in float32, on every device apart; what devices then
     sum has the type `compute.gradient_dtype`. A gradient that is summed row by row in bfloat16, as
     GPUs do, loses up to half of a word that occurs thousands of times.
@@ -241,11 +243,13 @@ class BertEmbeddings(nn.Module):
       config: sizes of the tables, dropout.
       deterministic: no dropout.
       compute: type of the activations, and of the sums over devices.
+      pre_norm: CLIP's, for blocks that normalize their input themselves.
     """
 
     config: TextEncoderConfig
     deterministic: bool = True
     compute: Compute = Compute()
+    pre_norm: bool = False
 
     def setup(self) -> None:
         """Make the tables, the norm and the dropout."""
@@ -253,8 +257,9 @@ class BertEmbeddings(nn.Module):
         table = functools.partial(nn.Embed, features=config.width, embedding_init=TOKEN_INIT)
         self.word = table(config.vocab_size)
         self.position = table(config.max_len)
-        self.token_type = table(2)
-        self.norm = nn.LayerNorm(epsilon=BERT_EPS, dtype=dtype)
+        if not self.pre_norm:
+            self.token_type = table(2)
+            self.norm = nn.LayerNorm(epsilon=config.layout.eps, dtype=dtype)
         self.drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
         # Once for all that read the table: the gradients of words and logits are then summed on
         # each device first, and cross the network together.
@@ -264,10 +269,12 @@ class BertEmbeddings(nn.Module):
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Embed token ids, all of token type 0, at positions 0, 1, ..."""
         words = self._by_shard(jax.vmap(lambda table, ids: jnp.take(table, ids, axis=0)), ids)
-        # Token types stay in the model, though all are 0: BERT's weights load exactly. Slices,
-        # since lookups would scatter their gradients.
-        x = words + self.position.embedding[: ids.shape[1]] + self.token_type.embedding[0]
-        return self.drop(self.norm(x))
+        # Slices, since lookups would scatter their gradients.
+        x = words + self.position.embedding[: ids.shape[1]]
+        if self.pre_norm:
+            return self.drop(x.astype(self.compute.dtype))
+        # Token types stay in the model, though all are 0: BERT's weights load exactly.
+        return self.drop(self.norm(x + self.token_type.embedding[0]))
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Multiply by the word table: float32 logits of every token, with tied weights."""

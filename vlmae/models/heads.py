@@ -11,6 +11,7 @@ from vlmae.models.attention import Source
 from vlmae.models.blocks import bert_block
 from vlmae.models.embeddings import BertEmbeddings
 from vlmae.models.layers import BERT_EPS, BERT_INIT, Compute, Dense
+from vlmae.models.text_encoder import causal_mask
 from vlmae.ops.losses import safe_norm
 
 
@@ -104,9 +105,7 @@ class AnswerDecoder(nn.Module):
         embeddings = BertEmbeddings(text, self.deterministic, self.compute, name="embeddings")
         # The causal mask rules out the fused kernel.
         compute = dataclasses.replace(self.compute, attention="xla")
-        x, a = embeddings(ids), ids.shape[1]
-        # Rows alike, yet a mask for each: the kernels take [b q k].
-        causal = jnp.broadcast_to(jnp.tri(a, dtype=bool), (ids.shape[0], a, a))
+        x, causal = embeddings(ids), causal_mask(*ids.shape)
         for i in range(self.depth):
             block = bert_block(text, compute, f"block_{i}", self.deterministic)
             x = block(x, None, Source(fused), causal, lengths)

@@ -1,4 +1,4 @@
-"""Text encoder: the lower layers of a BERT (post-norm, exact GELU)."""
+"""Text encoder: the lower layers of a BERT, or CLIP's text tower (`TextLayout`)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from vlmae.ops.registry import Registry
 class TextFeatures(NamedTuple):
     """Output of the text encoder."""
 
-    tokens: Float[Array, "b l d"]  # [CLS] first
+    tokens: Float[Array, "b l d"]  # [CLS] first; of a causal encoder the end-of-text token
     mask: Bool[Array, "b l"]  # True = valid; a prefix of each row
 
     @property
@@ -45,7 +45,7 @@ TEXT_POOLINGS: Registry[Callable[[TextFeatures], Array]] = Registry(
 
 
 class TextEncoder(nn.Module):
-    """BERT embeddings and `config.depth` layers.
+    """Embeddings and `config.depth` layers of BERT or, with such a layout, of CLIP.
 
     Attributes:
       config: sizes; `vocab_size` must be set.
@@ -58,25 +58,43 @@ class TextEncoder(nn.Module):
 
     def setup(self) -> None:
         """Make the tables, the blocks and their adapters."""
-        config = self.config
-        self.embeddings = BertEmbeddings(config, self.deterministic, self.compute)
+        config, pre_norm = self.config, self.config.layout.pre_norm
+        self.embeddings = BertEmbeddings(config, self.deterministic, self.compute, pre_norm)
         self.blocks = [
-            bert_block(config, self.compute, f"block_{i}", self.deterministic)
+            bert_block(config, self.compute, f"block_{i}", self.deterministic, pre_norm)
             for i in range(config.depth)
         ]
+        if pre_norm:
+            self.norm = nn.LayerNorm(epsilon=config.layout.eps, dtype=self.compute.dtype)
         # Made even if nothing is frozen: parameters arise with a frozen block.
         self.adapters = ShallowAdapters(config.adapter, self.compute)
 
     def __call__(self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> TextFeatures:
         """Encode token ids; `mask` is True on valid tokens, which come first in each row."""
-        features = TextFeatures(self.embeddings(ids), mask)
-        tokens, branch = features.tokens, None
+        features, layout = TextFeatures(self.embeddings(ids), mask), self.config.layout
+        tokens, branch, lengths = features.tokens, None, features.lengths
+        causal = causal_mask(*ids.shape) if layout.causal else None
         for i, block in enumerate(self.blocks):
             # Lengths, not a mask: padding comes last, and cuDNN's kernel takes lengths.
-            tokens = block(tokens, features.lengths)
-            tokens, branch = self.adapters(i, tokens, branch, features.lengths)
-        return TextFeatures(tokens, mask)
+            tokens = block(tokens, lengths, mask=causal)
+            tokens, branch = self.adapters(i, tokens, branch, lengths)
+        if layout.pre_norm:
+            tokens = self.norm(tokens)
+        return TextFeatures(last_first(tokens, lengths) if layout.causal else tokens, mask)
 
     def token_logits(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Multiply by the word embedding table: float32 logits of a tied language-model head."""
         return self.embeddings.attend(x)
+
+
+def causal_mask(rows: int, length: int) -> Bool[Array, "b l l"]:
+    """Mask by which each token reads itself and those before it."""
+    # Rows alike, yet a mask for each: the kernels take [b q k].
+    return jnp.broadcast_to(jnp.tri(length, dtype=bool), (rows, length, length))
+
+
+def last_first(tokens: Float[Array, "b l d"], lengths: Int[Array, " b"]) -> Float[Array, "b l d"]:
+    """Move the last valid token of each row to its front; those before it move on by one."""
+    place, last = jnp.arange(tokens.shape[1]), lengths[:, None] - 1
+    ids = jnp.where(place == 0, last, place - (place <= last))
+    return jnp.take_along_axis(tokens, ids[..., None], axis=1)

@@ -52,6 +52,9 @@ def read_initial(config: ExperimentConfig) -> Source | None:
         part: load_published(name, part, config.model, train.init_differs)
         for part, name in names.items()
     }
+    if "text" in reads and names["text"] != names.get("video"):
+        # The learned temperature belongs to both encoders of a CLIP.
+        reads["text"].params.pop("temperature", None)
     return Source(
         merge_trees([read.params for read in reads.values()]),
         ", ".join(f"{part} of {name}" for part, name in names.items()),

@@ -8,13 +8,13 @@ from typing import Any
 from data_pipelines.schema.checks import UserError, check
 from data_pipelines.text.tokenize import load_tokenizer
 from vlmae.config.experiment import ExperimentConfig
-from vlmae.config.model import VitLayout
+from vlmae.config.model import TextLayout, VitLayout
 from vlmae.config.tree import flatten, override
 from vlmae.parallel.processes import print_on_main_process
 from vlmae.runs.load import load_run, tokenizer_of
 from vlmae.weights.huggingface import open_published
 
-LAYOUT = "model.video.layout."
+LAYOUTS = {"video": VitLayout, "text": TextLayout}
 TOKENIZER = "data.tokenizer"
 # Fields that change what a model computes but no shape of a parameter. The layout is taken over,
 # since nobody trains with another one on purpose; these are refused. Ratios of masks, keep rates,
@@ -42,7 +42,10 @@ def with_source_model(config: ExperimentConfig) -> ExperimentConfig:
       UserError: another field of UNSEEN or the words differ; names each with both values.
     """
     train = config.train
-    known = (*(f"{LAYOUT}{name}" for name in asdict(VitLayout())), *UNSEEN, TOKENIZER)
+    layouts = [
+        f"model.{part}.layout.{name}" for part, kind in LAYOUTS.items() for name in asdict(kind())
+    ]
+    known = (*layouts, *UNSEEN, TOKENIZER)
     for name in train.init_differs:
         check(name in known, f"--train.init-differs={name} is none of {', '.join(known)}")
     if train.init_from:
@@ -51,11 +54,12 @@ def with_source_model(config: ExperimentConfig) -> ExperimentConfig:
             return config
         theirs = load_run(source)
         _check_unseen(config, theirs, source)
-        return _with_layout(config, theirs.model.video.layout, train.init_from)
-    if train.init.video:
-        layout = open_published(train.init.video).fields.get("layout")
-        return _with_layout(config, layout, train.init.video) if layout else config
-    return config
+        layouts = {part: getattr(theirs.model, part).layout for part in LAYOUTS}
+        return _with_layouts(config, layouts, {part: train.init_from for part in LAYOUTS})
+    names = {part: name for part, name in asdict(train.init).items() if name}
+    opened = {part: open_published(name, part) for part, name in names.items()}
+    layouts = {part: x.fields["layout"] for part, x in opened.items() if x.family.part == part}
+    return _with_layouts(config, layouts, names)
 
 
 def _check_unseen(config: ExperimentConfig, theirs: ExperimentConfig, source: Path) -> None:
@@ -83,14 +87,18 @@ def _refusal(wrong: Mapping[str, tuple[Any, Any]], source: Path) -> str:
     )
 
 
-def _with_layout(config: ExperimentConfig, layout: VitLayout, source: str) -> ExperimentConfig:
-    """Replace the fields of the layout that are not meant to differ, and say so."""
-    own = asdict(config.model.video.layout)
-    changes = {
-        f"{LAYOUT}{name}": value
-        for name, value in asdict(layout).items()
-        if value != own[name] and f"{LAYOUT}{name}" not in config.train.init_differs
-    }
-    for name, value in changes.items():
-        print_on_main_process(f"{name} is {value}, as in {source}")
+def _with_layouts(
+    config: ExperimentConfig,
+    layouts: Mapping[str, VitLayout | TextLayout],
+    sources: Mapping[str, str],
+) -> ExperimentConfig:
+    """Replace the fields of each part's layout that are not meant to differ, and say so."""
+    changes = {}
+    for part, layout in layouts.items():
+        own = asdict(getattr(config.model, part).layout)
+        for field, value in asdict(layout).items():
+            name = f"model.{part}.layout.{field}"
+            if value != own[field] and name not in config.train.init_differs:
+                changes[name] = value
+                print_on_main_process(f"{name} is {value}, as in {sources[part]}")
     return override(config, changes)

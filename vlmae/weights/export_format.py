@@ -16,7 +16,7 @@ from data_pipelines.schema.classes import CLASSES_FILE
 from data_pipelines.schema.config import DataConfig
 from data_pipelines.schema.fields import Count, check_value
 from data_pipelines.schema.json_files import read_json
-from data_pipelines.text.tokenize import TOKENIZER_FILE, VOCABULARY_FILE
+from data_pipelines.text.tokenize import SPECIAL_FILES, TOKENIZER_FILE, VOCABULARY_FILE
 from vlmae.config.experiment import ExperimentConfig, config_of
 from vlmae.config.model import ModelConfig
 from vlmae.config.tree import override
@@ -29,7 +29,7 @@ from vlmae.weights.huggingface import WEIGHTS, read_folder
 from vlmae.weights.torch_names import from_torch
 
 FORMAT_VERSION = 1  # of config.json and of the names of the tensors; as in modeling_vlmae.py
-SMALL_FILES = ("config.json", TOKENIZER_FILE, VOCABULARY_FILE, CLASSES_FILE)
+SMALL_FILES = ("config.json", TOKENIZER_FILE, VOCABULARY_FILE, SPECIAL_FILES[0], CLASSES_FILE)
 TEMPORAL = "video_encoder.temporal"
 LOCAL_PATHS = {  # config fields that name files of the training machine -> their exported values
     "data.data_dir": DataConfig().data_dir,

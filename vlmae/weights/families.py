@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vlmae.config.model import VideoEncoderConfig, VitLayout
+from vlmae.config.model import TextEncoderConfig, TextLayout, VideoEncoderConfig, VitLayout
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET = {"pixel_mean": VitLayout.pixel_mean, "pixel_std": VitLayout.pixel_std}
+# hidden_act of a config.json -> ours
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 class Rule(NamedTuple):
@@ -38,7 +40,7 @@ class Family:
       fields: converts its config.json to the fields of our encoder's config.
       published: converts our encoder's config, image size and frames of a clip to its config.json.
       defaults: values that its config.json may leave out, beside `BASE`.
-      absent: parameters of ours that it lacks; they are read as zero.
+      absent: biases of ours that it lacks; they are read as zero.
     """
 
     part: str
@@ -138,10 +140,20 @@ def sizes(hf: dict) -> dict[str, Any]:
     }
 
 
+def layer_fields(hf: dict) -> dict[str, Any]:
+    """Read the fields of `VitLayout` and `TextLayout` that nearly all configs share."""
+    return {"eps": hf["layer_norm_eps"], "activation": ACTIVATIONS[hf["hidden_act"]]}
+
+
+def published_activation(activation: str) -> str:
+    """Return the `hidden_act` that transformers reads as our activation."""
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
+
+
 def vit_fields(hf: dict, positions: str = "learned", **layout: Any) -> dict[str, Any]:
     """Read the fields of a ViT; the layout is MAE's but for the given fields."""
     # ViT and BEiT are trained on pixels in [-1, 1]; the others pass their own.
-    layout = {"eps": hf["layer_norm_eps"], "pixel_mean": HALF, "pixel_std": HALF} | layout
+    layout = layer_fields(hf) | {"pixel_mean": HALF, "pixel_std": HALF} | layout
     fields = {"patch_size": hf["patch_size"], "positions": positions}
     return sizes(hf) | fields | {"layout": VitLayout(**layout)}
 
@@ -158,10 +170,30 @@ def vit_published(
         "patch_size": video.patch_size,
         "image_size": image_size,
         "layer_norm_eps": video.layout.eps,
-        "hidden_act": video.layout.activation,
+        "hidden_act": published_activation(video.layout.activation),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     } | more
+
+
+def text_fields(hf: dict, **layout: Any) -> dict[str, Any]:
+    """Read the fields of a text encoder; the layout is BERT's but for the given fields."""
+    words = {"vocab_size": hf["vocab_size"], "layout": TextLayout(**layer_fields(hf) | layout)}
+    return sizes(hf) | words
+
+
+def text_published(text: TextEncoderConfig) -> dict[str, Any]:
+    """Write the config.json of a text encoder."""
+    return {
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.num_heads,
+        "intermediate_size": text.mlp_dim,
+        "max_position_embeddings": text.max_len,
+        "hidden_act": published_activation(text.layout.activation),
+        "layer_norm_eps": text.layout.eps,
+    }
 
 
 # --- BERT, MiniLM
@@ -187,18 +219,8 @@ BERT = Family(
         *norm("cls.predictions.transform.LayerNorm", "word_transform/norm"),
         Rule("cls.predictions.bias", "word_bias"),
     ),
-    fields=lambda hf: sizes(hf) | {"vocab_size": hf["vocab_size"]},
-    published=lambda text, _size, _frames: {
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.width,
-        "num_hidden_layers": text.depth,
-        "num_attention_heads": text.num_heads,
-        "intermediate_size": text.mlp_dim,
-        "max_position_embeddings": text.max_len,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "type_vocab_size": 2,
-    },
+    fields=text_fields,
+    published=lambda text, _size, _frames: text_published(text) | {"type_vocab_size": 2},
 )
 
 # --- vision transformers
@@ -273,6 +295,37 @@ DINOV2 = Family(
 )
 CLIP_LAYER = "encoder.layers.{i}."
 CLIP_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+CLIP_BLOCKS = (
+    *attention({n: f"{CLIP_LAYER}self_attn.{name}" for n, name in CLIP_ATTENTION.items()}),
+    *norm(f"{CLIP_LAYER}layer_norm1", "{block}/attention_norm"),
+    *norm(f"{CLIP_LAYER}layer_norm2", "{block}/mlp_norm"),
+    *feed_forward(f"{CLIP_LAYER}mlp.fc1", f"{CLIP_LAYER}mlp.fc2"),
+)
+CLIP_TEXT = Family(
+    part="text",
+    model_class="CLIPTextModel",
+    prefix="text_model.",
+    rules=(
+        Rule("embeddings.token_embedding.weight", "text_encoder/embeddings/word/embedding"),
+        Rule("embeddings.position_embedding.weight", "text_encoder/embeddings/position/embedding"),
+        *CLIP_BLOCKS,
+        *norm("final_layer_norm", "text_encoder/norm"),
+        Rule("text_projection.weight", "text_projection/dense/kernel", "transpose"),
+        Rule("logit_scale", "temperature", "inverse_log"),
+    ),
+    fields=lambda hf: text_fields(hf, pre_norm=True, causal=True),
+    published=lambda text, _size, _frames: text_published(text),
+    # Those of CLIPTextConfig.
+    defaults=(
+        ("vocab_size", 49408),
+        ("hidden_size", 512),
+        ("num_attention_heads", 8),
+        ("intermediate_size", 2048),
+        ("layer_norm_eps", 1e-5),
+        ("hidden_act", "quick_gelu"),
+    ),
+    absent=("text_projection/dense/bias",),
+)
 CLIP = Family(
     part="video",
     model_class="CLIPVisionModel",
@@ -283,23 +336,32 @@ CLIP = Family(
         Rule("embeddings.position_embedding.weight", f"{VIDEO}/positions"),
         # Spelled like this in the published files.
         *norm("pre_layrnorm", f"{VIDEO}/input_norm"),
-        *attention({n: f"{CLIP_LAYER}self_attn.{name}" for n, name in CLIP_ATTENTION.items()}),
-        *norm(f"{CLIP_LAYER}layer_norm1", "{block}/attention_norm"),
-        *norm(f"{CLIP_LAYER}layer_norm2", "{block}/mlp_norm"),
-        *feed_forward(f"{CLIP_LAYER}mlp.fc1", f"{CLIP_LAYER}mlp.fc2"),
+        *CLIP_BLOCKS,
         *norm("post_layernorm", f"{VIDEO}/norm"),
+        Rule("visual_projection.weight", "video_projection/dense/kernel", "transpose"),
     ),
-    fields=lambda hf: vit_fields(
-        hf,
-        activation=hf["hidden_act"],
-        input_norm=True,
-        pixel_mean=CLIP_MEAN,
-        pixel_std=CLIP_STD,
-    ),
+    fields=lambda hf: vit_fields(hf, input_norm=True, pixel_mean=CLIP_MEAN, pixel_std=CLIP_STD),
     published=vit_published,
     # Those of CLIPVisionConfig, which differ from ViT's.
     defaults=(("layer_norm_eps", 1e-5), ("patch_size", 32), ("hidden_act", "quick_gelu")),
-    absent=(f"{VIDEO}/patch_embed/bias",),
+    absent=(f"{VIDEO}/patch_embed/bias", "video_projection/dense/bias"),
+)
+# Its frame is the mean of the patches here, since our encoders have no pooling by attention.
+SIGLIP = Family(
+    part="video",
+    model_class="SiglipVisionModel",
+    prefix="vision_model.",
+    rules=(
+        Rule("embeddings.patch_embedding.weight", f"{VIDEO}/patch_embed/kernel", "conv"),
+        Rule("embeddings.patch_embedding.bias", f"{VIDEO}/patch_embed/bias"),
+        Rule("embeddings.position_embedding.weight", f"{VIDEO}/positions"),
+        *CLIP_BLOCKS,
+        *norm("post_layernorm", f"{VIDEO}/norm"),
+    ),
+    fields=lambda hf: vit_fields(hf, cls_token=False, frame_cls="mean"),
+    published=lambda video, *clip: vit_published(video, *clip, vision_use_head=False),
+    # Those of SiglipVisionConfig.
+    defaults=(("layer_norm_eps", 1e-6), ("hidden_act", "gelu_pytorch_tanh")),
 )
 BEIT_TABLE = "relative_position_bias.relative_position_bias_table"
 BEIT_RELATIVE = {
@@ -379,6 +441,8 @@ FAMILIES: dict[str, Family] = {
     "vit_mae": VIT_MAE,
     "dinov2": DINOV2,
     "clip_vision_model": CLIP,
+    "clip_text_model": CLIP_TEXT,
+    "siglip_vision_model": SIGLIP,
     "beit": BEIT,
     "videomae": VIDEOMAE,
 }

@@ -4,7 +4,7 @@ Tensors are read from safetensors files alone. Pickle files are never opened.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +18,22 @@ from data_pipelines.schema.checks import UserError, check, first_line
 from data_pipelines.schema.checksum import check_sums
 from data_pipelines.schema.fields import shown
 from data_pipelines.schema.json_files import read_json
-from vlmae.config.model import ModelConfig, VitLayout
-from vlmae.weights.families import FAMILIES, Family
+from vlmae.config.model import ModelConfig, TextLayout, VitLayout
+from vlmae.weights.families import ACTIVATIONS, FAMILIES, Family
 from vlmae.weights.tensors import Read, read_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # never opened: they can run code
+# The encoders of a whole CLIP or SigLIP: their place in its config.json, and how their tensors'
+# names begin.
+TOWERS = {
+    "text": ("text_config", ("text_model.", "text_projection.", "logit_")),
+    "video": ("vision_config", ("vision_model.", "visual_projection.")),
+}
+NOT_READ = {
+    "siglip_text_model": "SigLIP's text tower reads padding, and its tokenizer begins a text with "
+    "no token, which no text encoder here does: --train.init.video alone takes its vision tower",
+}
 FILES = ("*.safetensors", "*.json", "vocab.txt")  # fetched from the hub; no pickle among them
 
 
@@ -34,11 +44,20 @@ class Published(NamedTuple):
     model_type: str
     hf: dict[str, Any]  # its config.json, completed by the defaults of its family
     fields: dict[str, Any]  # of `model.text` or `model.video`
+    embed_dim: int = 0  # width of the space that it shares with another encoder; 0 without one
 
     @property
     def family(self) -> Family:
         """Table of its tensors and fields."""
         return FAMILIES[self.model_type]
+
+    def of_another_encoder(self, name: str) -> bool:
+        """Return True for a tensor of the other encoder of a whole CLIP."""
+        return any(
+            name.startswith(prefixes)
+            for part, (_, prefixes) in TOWERS.items()
+            if part != self.family.part
+        )
 
 
 def find(source: str) -> Path:
@@ -66,8 +85,12 @@ def find(source: str) -> Path:
         raise UserError(f"{source}: no such folder, nor a model of the hub: {reason}") from error
 
 
-def open_published(source: str) -> Published:
+def open_published(source: str, part: str = "video") -> Published:
     """Read the config of published weights, given a folder or hub name.
+
+    Args:
+      source: a folder or hub name.
+      part: "text" or "video", the encoder to read of a whole CLIP.
 
     Raises:
       UserError: no config.json, one of an unknown family, or one with a layer that the model does
@@ -75,25 +98,30 @@ def open_published(source: str) -> Published:
     """
     folder = find(source)
     path = folder / "config.json"
-    hf = read_json(path)
-    hf = hf.get("vision_config", hf)  # of a whole CLIP
-    check(isinstance(hf, dict), f"{path}: vision_config must be an object")
+    whole, tower = read_json(path), TOWERS[part][0]
+    hf = whole.get(tower, whole)
+    check(isinstance(hf, dict), f"{path}: {tower} must be an object")
     model_type = str(hf.get("model_type", ""))
-    # Old files of a whole CLIP repeat its type in the part for images.
+    # Old files of a whole CLIP repeat its type in its parts.
     if model_type == "clip":
-        model_type = "clip_vision_model"
+        model_type = {"text": "clip_text_model", "video": "clip_vision_model"}[part]
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"{path}: model_type {model_type!r} is none of {known}")
+        unknown = f"model_type {model_type!r} is none of {known}"
+        raise UserError(f"{path}: {NOT_READ.get(model_type, unknown)}")
     family = FAMILIES[model_type]
     with _named(path):
         hf = family.complete(hf)  # first, since a config.json leaves out what is at its default
         _check_types(path, hf, family.complete({}))
         _check_supported(path, hf)
         fields = family.fields(hf)
-    if "layout" in fields:
+    if family.part == "video":
         fields["layout"] = _with_pixels(folder, fields["layout"])
-    return Published(folder, model_type, hf, fields)
+    embed_dim = 0
+    if model_type in ("clip_text_model", "clip_vision_model"):
+        embed_dim = whole.get("projection_dim", 512)  # CLIPConfig's
+        check(type(embed_dim) is int, f"{path}: projection_dim must be of type int")
+    return Published(folder, model_type, hf, fields, embed_dim)
 
 
 def _check_types(path: Path, hf: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -132,7 +160,7 @@ def load_published(source: str, part: str, model: ModelConfig, meant: Collection
         field with both values.
     """
     # Config before tensors: a misfit is named at once, not as a list of shapes.
-    published = open_published(source)
+    published = open_published(source, part)
     if published.family.part != part:
         raise UserError(f"{published.folder} is no {part} encoder but {published.model_type}")
     found = differences(published.fields, getattr(model, part))
@@ -140,14 +168,15 @@ def load_published(source: str, part: str, model: ModelConfig, meant: Collection
     if wrong:
         lines = "\n".join(f"  model.{part}.{line}" for line in wrong)
         raise UserError(f"the config does not fit {published.folder}:\n{lines}")
-    return read_tensors(read_folder(published.folder), published.family, model)
+    tensors = read_folder(published.folder, lambda name: not published.of_another_encoder(name))
+    return read_tensors(tensors, published.family, model)
 
 
 def differences(fields: dict[str, Any], part: Any) -> Iterator[str]:
     """Yield a line for each config field that does not fit published weights; fewer layers do."""
     for name, wanted in fields.items():
         value = getattr(part, name)
-        if isinstance(wanted, VitLayout):
+        if isinstance(wanted, VitLayout | TextLayout):
             # Field by field, so that the message is a list of flags to set.
             yield from (f"layout.{line}" for line in differences(asdict(wanted), value))
         elif name == "layer_scale":  # an initial value: only its presence changes the parameters
@@ -161,8 +190,14 @@ def differences(fields: dict[str, Any], part: Any) -> Iterator[str]:
             yield f"{name} is {value}, must be {wanted}"
 
 
-def read_folder(folder: Path) -> dict[str, np.ndarray]:
-    """Read all float tensors of a folder's safetensors files, as float32.
+def read_folder(
+    folder: Path, is_read: Callable[[str], bool] = lambda _: True
+) -> dict[str, np.ndarray]:
+    """Read the float tensors of a folder's safetensors files, as float32.
+
+    Args:
+      folder: a folder in Hugging Face's layout.
+      is_read: True for the names of the tensors to read; all by default.
 
     Raises:
       UserError: no such file, or only pickle files, or a damaged file; names the file.
@@ -177,7 +212,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     check_sums(folder, names)
     tensors: dict[str, np.ndarray] = {}
     for name in names:
-        tensors |= read_file(folder / name)
+        tensors |= read_file(folder / name, is_read)
     return tensors
 
 
@@ -189,8 +224,12 @@ def _indexed(path: Path) -> list[str]:
     return sorted({*files.values()})
 
 
-def read_file(path: Path) -> dict[str, np.ndarray]:
+def read_file(path: Path, is_read: Callable[[str], bool] = lambda _: True) -> dict[str, np.ndarray]:
     """Read the float tensors of a safetensors file; half precision is widened to float32.
+
+    Args:
+      path: the file.
+      is_read: True for the names of the tensors to read; all by default.
 
     Raises:
       UserError: the file is damaged; names it.
@@ -198,7 +237,7 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
     try:
         # The framework "numpy" cannot read bfloat16.
         with safe_open(path, framework="flax") as file:
-            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
+            arrays = {x: np.asarray(file.get_tensor(x)) for x in filter(is_read, file.keys())}
     except (SafetensorError, OSError, ValueError, TypeError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     # Some files hold position ids too, which are integers and no parameters.
@@ -224,8 +263,9 @@ def _missing(folder: Path, name: str) -> str:
 
 def _check_supported(path: Path, hf: dict[str, Any]) -> None:
     """Raise UserError for options of a config.json that our models do not have."""
-    if hf["hidden_act"] not in ("gelu", "quick_gelu"):
-        raise UserError(f"{path}: hidden_act {hf['hidden_act']!r} is neither gelu nor quick_gelu")
+    if hf["hidden_act"] not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"{path}: hidden_act {hf['hidden_act']!r} is none of {known}")
     if hf.get("use_swiglu_ffn"):
         raise UserError(f"{path}: use_swiglu_ffn: SwiGLU layers are not supported")
     kind = hf.get("position_embedding_type", "absolute")

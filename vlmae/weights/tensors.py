@@ -1,7 +1,7 @@
 """Conversion of published tensors to parameters and back, by the rules of a family."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,8 @@ KINDS = {
     "rows": Kind(lambda x: x[0], lambda x, _: x[None]),
     "conv": Kind(_read_patches, lambda x, model: _write_patches(x, model)[:, :, 0]),
     "conv3d": Kind(_read_patches, _write_patches),
+    # CLIP multiplies similarities by exp(x), we divide them by a temperature.
+    "inverse_log": Kind(lambda x: np.exp(-x), lambda x, _: -np.log(x)),
 }
 
 
@@ -75,7 +77,7 @@ def read_tensors(tensors: Mapping[str, np.ndarray], family: Family, model: Model
             unused.append(name)
         else:
             found[path] = KINDS[rule.kind].read(tensors[name])
-    found |= _zeros(family, found, model)
+    found |= _zero_biases(family, found, model)
     return Read(unflatten_dict(found, sep="/"), sorted(unused))
 
 
@@ -100,7 +102,7 @@ def write_tensors(params: PyTree, family: Family, model: ModelConfig) -> Tensors
             if layer is not None and written:
                 name = rule.theirs.split("|")[0].replace("{i}", layer)
                 value = KINDS[rule.kind].write(np.asarray(x), model)
-                tensors[name] = np.ascontiguousarray(value, np.float32)
+                tensors[name] = np.asarray(value, np.float32, order="C")
                 break
     return tensors
 
@@ -126,8 +128,9 @@ def from_block(path: str, i: int, part: str, model: ModelConfig) -> str | None:
     if i < model.text.depth:
         return path.replace("{block}", f"text_encoder/block_{i}")
     fused = i - model.text.depth
-    # Its layers are no BERT layers: upper layers have no place.
-    if model.fusion.kind == "multiway" or fused >= model.fusion.depth:
+    # Only the layers of a BERT go on in a fusion, and only in one of BERT layers.
+    is_bert = model.fusion.kind != "multiway" and not model.text.layout.pre_norm
+    if not is_bert or fused >= model.fusion.depth:
         return None
     return path.replace("{block}", f"fusion/block_{fused}")
 
@@ -166,17 +169,11 @@ def _layer(ours: str, path: str, i: str) -> str | None:
     return found[1] if found.groups() else i
 
 
-def _zeros(family: Family, found: Iterable[str], model: ModelConfig) -> Tensors:
-    """Make zeros for the parameters that the family lacks, in every layer that was found."""
-    width = (model.video if family.part == "video" else model.text).width
-    layers = {to_block(path, model)[1] for path in found} - {""}
-    paths = [
-        path
-        for absent in family.absent
-        for path in (
-            [from_block(absent, int(i), family.part, model) for i in layers]
-            if "{block}" in absent
-            else [absent]
-        )
-    ]
-    return {path: np.zeros(width, np.float32) for path in paths if path is not None}
+def _zero_biases(family: Family, found: Tensors, model: ModelConfig) -> Tensors:
+    """Make zeros for the biases that the family lacks, beside each of their kernels."""
+    kernels = {path.removesuffix("bias") + "kernel" for path in family.absent}
+    return {
+        path.removesuffix("kernel") + "bias": np.zeros(x.shape[-1], np.float32)
+        for path, x in found.items()
+        if to_block(path, model)[0] in kernels
+    }

@@ -95,6 +95,18 @@ CONFIGS = {
     "baselines": pruned("random") | multiway("mean", "none") | selector("random"),
     "concat": {"model.fusion.kind": "concat"} | WIDER | LEARNED | selector("transformer"),
     "resampler": multiway("attention", "context") | selector("uniform"),
+    "clip_text": {
+        f"model.text.layout.{name}": value
+        for name, value in {
+            "pre_norm": True,
+            "causal": True,
+            "eps": 1e-3,
+            "activation": "quick_gelu",
+        }.items()
+    }
+    | {"objectives.mlm": 0.0}
+    | adapters("side", text=1)
+    | selector("mlp", 2),
 }
 VIDEO_CONFIGS = {
     "dropped": pruned("mean_attention", "drop") | TIME,
@@ -106,7 +118,7 @@ VIDEO_CONFIGS = {
     "clip": LEARNED
     | layout(
         input_norm=True,
-        activation="quick_gelu",
+        activation="gelu_tanh",
         eps=1e-3,
         pixel_mean=(0.1, 0.5, 0.9),
         pixel_std=(0.5, 0.6, 0.7),

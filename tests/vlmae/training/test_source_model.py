@@ -6,12 +6,14 @@ from helpers import SMALL
 from data_pipelines.text.tokenize import SPECIAL_TOKENS, Tokenizer
 from vlmae.config.tree import override
 from vlmae.runs.workdir import save_config
-from vlmae.training.source_model import LAYOUT, UNSEEN, with_source_model
+from vlmae.training.source_model import UNSEEN, with_source_model
 
+LAYOUT = "model.video.layout."
 THEIRS = {
     f"{LAYOUT}eps": 1e-12,
     f"{LAYOUT}activation": "quick_gelu",
     f"{LAYOUT}pixel_mean": (0.5, 0.5, 0.5),
+    "model.text.layout.eps": 1e-5,
 }
 
 
@@ -31,7 +33,7 @@ def test_the_layout_is_taken_over_and_said(source, capsys):
     found = with_source_model(config)
     assert found == override(config, THEIRS)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3 and said[0].startswith(f"{LAYOUT}eps is 1e-12, as in ")
+    assert len(said) == 4 and said[0].startswith(f"{LAYOUT}eps is 1e-12, as in ")
     assert with_source_model(found) == found and not capsys.readouterr().out
     assert with_source_model(SMALL) == SMALL
 

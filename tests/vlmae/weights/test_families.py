@@ -26,7 +26,7 @@ from vlmae.models.layers import BERT_EPS, VIT_EPS
 from vlmae.models.text_encoder import TextEncoder
 from vlmae.models.video_encoder import VideoEncoder, VideoFeatures
 from vlmae.ops.masking import mask_from_noise
-from vlmae.weights.families import FAMILIES
+from vlmae.weights.families import ACTIVATIONS, FAMILIES
 from vlmae.weights.huggingface import load_published, open_published, read_folder
 from vlmae.weights.tensors import write_tensors
 
@@ -64,6 +64,11 @@ VIDEO_CASES = {
         transformers.Dinov2Model, transformers.Dinov2Config, {}, {"embeddings.mask_token"}
     ),
     "clip": Case(transformers.CLIPVisionModel, transformers.CLIPVisionConfig, {}),
+    "siglip": Case(
+        transformers.SiglipVisionModel,
+        transformers.SiglipVisionConfig,
+        {"vision_use_head": False},
+    ),
     "beit": Case(
         transformers.BeitModel,
         transformers.BeitConfig,
@@ -155,6 +160,8 @@ def theirs(
     tokens, cls = output.last_hidden_state, output.last_hidden_state[:, 0]
     if name == "clip":
         tokens, cls = module.post_layernorm(tokens), output.pooler_output
+    if name == "siglip":  # a frame is the mean of its patches, which that model has not
+        return tokens.numpy(), None
     if name == "beit":
         tokens, cls = module.pooler.layernorm(tokens), output.pooler_output
     return tokens[:, prefix:].numpy(), cls.numpy()
@@ -282,6 +289,7 @@ CONSTANTS = {
     "vit_mae": (1e-12, IMAGENET, "gelu", transformers.ViTMAEConfig),
     "dinov2": (1e-6, IMAGENET, "gelu", transformers.Dinov2Config),
     "clip_vision_model": (1e-5, OPENAI, "quick_gelu", transformers.CLIPVisionConfig),
+    "siglip_vision_model": (1e-6, HALF, "gelu_tanh", transformers.SiglipVisionConfig),
     "beit": (1e-12, HALF, "gelu", transformers.BeitConfig),
     "videomae": (1e-12, IMAGENET, "gelu", transformers.VideoMAEConfig),
 }
@@ -300,7 +308,7 @@ def test_constants_of_a_family(name):
     layout = fields.layout
     assert (layout.eps, layout.activation) == (eps, activation)
     assert (layout.pixel_mean, layout.pixel_std) == (mean, std)
-    assert (eps, activation) == (theirs.layer_norm_eps, theirs.hidden_act)
+    assert (eps, activation) == (theirs.layer_norm_eps, ACTIVATIONS[theirs.hidden_act])
     sizes = (theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads)
     assert (fields.width, fields.depth, fields.num_heads, fields.patch_size) == (
         *sizes,

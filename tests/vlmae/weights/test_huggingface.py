@@ -150,7 +150,7 @@ def test_foreign_fixed_positions_are_refused(tmp_path):
         load_published(str(tmp_path), "video", model)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "deit", "dinov2", "clip_vision_model", "beit"])
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"vit_mae", "videomae"}))
 def test_our_parameters_come_back_bit_for_bit(name):
     """Ours to theirs to ours: nothing is rounded, moved or lost."""
     hf = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
@@ -164,7 +164,9 @@ def test_our_parameters_come_back_bit_for_bit(name):
         text = TextEncoderConfig(**fields | {"max_len": 12})
         model = ModelConfig(VideoEncoderConfig(patch_size=4), text, dtype="float32")
     experiment = dataclasses.replace(
-        SMALL, model=model, data=dataclasses.replace(SMALL.data, image_size=12)
+        override(SMALL, {"objectives.mlm": 0.0}),  # not with a causal text encoder
+        model=model,
+        data=dataclasses.replace(SMALL.data, image_size=12),
     )
     module = build_model(experiment)
     inputs = {
@@ -178,6 +180,8 @@ def test_our_parameters_come_back_bit_for_bit(name):
     for path in family.absent:  # what the family lacks is zero, or changes nothing
         for i in range(model.video.depth) if "{block}" in path else [""]:
             *above, leaf = path.replace("{block}", f"video_encoder/block_{i}").split("/")
+            if above[0] not in params:
+                continue
             branch = params
             for key in above:
                 branch = branch[key]
@@ -215,7 +219,7 @@ def test_another_config_is_refused_field_by_field(vit):
     ("changes", "said"),
     [
         ({"model_type": "swin"}, "config.json: model_type 'swin' is none of beit, bert"),
-        ({"hidden_act": "relu"}, "config.json: hidden_act 'relu' is neither gelu nor quick_gelu"),
+        ({"hidden_act": "relu"}, "config.json: hidden_act 'relu' is none of gelu, quick_gelu"),
         ({"use_swiglu_ffn": True}, "config.json: use_swiglu_ffn: SwiGLU layers are not supported"),
         ({"position_embedding_type": "rotary"}, "position_embedding_type 'rotary' is not supp"),
     ],
