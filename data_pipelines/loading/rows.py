@@ -179,6 +179,11 @@ class RowMaker:
             frames = sampled.decode(view.reduction(config.frame_size))
             for frame, own in zip(frames, out[::-1] if self.source.backwards else out, strict=True):
                 transforms.write_view(frame, view, sampled.size, own)
+        if config.color_jitter:
+            # Drawn last, so that all other draws are those of a run without it.
+            jitter = transforms.draw_jitter(config.color_jitter, rng)
+            for frame in out:
+                transforms.jitter_frame(frame, jitter)
         return out
 
 
@@ -198,7 +203,7 @@ class PickedRecords(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class TrainRows(grain.transforms.RandomMap):
-    """The place of a record -> a row with a random caption, random frame times, crop and flip.
+    """The place of a record -> a row of random caption, frame times, crop, flip and colors.
 
     `texts` are those of all records, for the captions of other clips; empty if none are wanted.
     """

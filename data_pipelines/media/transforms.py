@@ -1,10 +1,11 @@
-"""Crops, flips and resizing of clips: uint8 in and out, the same for all frames of a clip.
+"""Crops, flips, resizing and colors of clips: uint8 in and out, the same for all frames of a clip.
 
 Training views are made by OpenCV, several times faster than Pillow's, from boxes of whole pixels.
 Evaluation keeps Pillow's antialiased bicubic resizing, so that its figures stay comparable.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
@@ -92,6 +93,43 @@ def write_view(
         cv2.flip(cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC), 1, dst=out)
     else:
         cv2.resize(crop, (side, side), dst=out, interpolation=cv2.INTER_CUBIC)
+
+
+class Jitter(NamedTuple):
+    """Changes of color, the same for all frames of a clip; factors of 1 change nothing."""
+
+    factors: Mapping[str, float]  # of "brightness", "contrast" and "saturation", in their order
+
+
+def draw_jitter(strength: float, rng: np.random.Generator) -> Jitter:
+    """Draw factors of 1 - strength to 1 + strength, and the order in which they are applied.
+
+    As torchvision's ColorJitter, without its hue. Of the papers' bases, Singularity changes no
+    color, and ALPRO names brightness and contrast among the operations of its RandAugment, one draw
+    for all frames; at its level 5 of 10 for videos both have a factor of 1.
+    """
+    names = rng.permutation(["brightness", "contrast", "saturation"])
+    factors = rng.uniform(1 - strength, 1 + strength, len(names))
+    return Jitter(dict(zip(names.tolist(), factors.tolist(), strict=True)))
+
+
+def jitter_frame(frame: Frame, jitter: Jitter) -> None:
+    """Change the colors of a frame in place; of each factor as Pillow's `ImageEnhance`.
+
+    Brightness blends with black, contrast with the frame's mean gray, saturation with each pixel's
+    gray. Against Pillow, which cuts fractions off where this rounds, a factor differs by one level
+    of 255.
+    """
+    for name, factor in jitter.factors.items():
+        if name == "saturation":
+            gray = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            cv2.addWeighted(frame, factor, gray, 1 - factor, 0, dst=frame)
+            continue
+        mean = 0.0
+        if name == "contrast":
+            mean = np.rint(cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0])
+        levels = np.rint(factor * np.arange(256) + (1 - factor) * mean).clip(0, 255)
+        cv2.LUT(frame, levels.astype(np.uint8), dst=frame)
 
 
 def _pixels(start: float, stop: float, count: int) -> slice:

@@ -72,6 +72,9 @@ class DataConfig(Checked):
     """Smallest area of a random training crop, as a fraction of the frame; 1 switches it off."""
     flip: bool = True
     """Mirror half of the training clips; switch off where captions name left and right."""
+    color_jitter: Share = 0.0
+    """Change brightness, contrast and saturation of training clips, each by a random factor of up
+    to 1 plus or minus this, in random order, alike for all frames; 0: none, as in SMAUG's base."""
     num_workers: Count = 0
     """Processes that decode clips; 0 decodes in threads of the main process."""
     max_bad_ratio: Share = 0.01

@@ -87,7 +87,9 @@ def contrast(
         "vtc/accuracy": losses.masked_mean(correct, valid),
         "vtc/temperature": embeddings.temperature,
     }
-    return Loss(value, metrics if embeddings.bias is None else metrics | {"vtc/bias": embeddings.bias})
+    if embeddings.bias is not None:
+        metrics["vtc/bias"] = embeddings.bias
+    return Loss(value, metrics)
 
 
 def hard_negatives(
@@ -102,8 +104,9 @@ def hard_negatives(
     shards = scope_shards(context.config.vtm_scope, context.shards)
     video_key, text_key = jax.random.split(context.key)
     # Hard ones, by the current model (ALBEF): random negatives are soon too easy to learn from.
-    logits = vtc_logits(embed(model, features, context.config)) if context.config.vtc else jnp.zeros((b, b))
-    logits *= context.config.vtm_hardness
+    config = context.config
+    logits = vtc_logits(embed(model, features, config)) if config.vtc else jnp.zeros((b, b))
+    logits *= config.vtm_hardness
     logits = jax.lax.stop_gradient(logits)  # a draw has no gradient; this saves its backward pass
     text = losses.mine_negatives(text_key, logits, batch.media_ids, batch.valid, shards)
     video = losses.mine_negatives(video_key, logits.T, batch.media_ids, batch.valid, shards)

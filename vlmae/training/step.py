@@ -88,9 +88,7 @@ def run_values(config: ExperimentConfig) -> RunValues:
     """Collect the numbers of an experiment, as NumPy scalars."""
     weights = {name: np.float32(weight) for name, weight in config.objectives.weights.items()}
     optim = config.optim
-    return RunValues(
-        optim_values(optim, config.train.steps), weights, np.float32(optim.ema_decay)
-    )
+    return RunValues(optim_values(optim, config.train.steps), weights, np.float32(optim.ema_decay))
 
 
 def train_step(

@@ -9,7 +9,7 @@ from batches import Stills, assert_equal, take, with_split
 from data_pipelines.loading import rows
 from data_pipelines.loading.evaluation import eval_data
 from data_pipelines.loading.pipeline import BatchIterator
-from data_pipelines.media import decode
+from data_pipelines.media import decode, transforms
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.classes import Classes
 from data_pipelines.schema.config import SourceConfig
@@ -89,6 +89,26 @@ def test_an_epoch_has_every_clip_once_and_captions_match(shapes_config):
 def test_restart_gives_the_batches_of_an_unbroken_run(shapes_config):
     unbroken = take(shapes_config, 9)
     assert_equal(take(shapes_config, 4, start_step=5), unbroken[5:])
+
+
+def test_colors_are_drawn_for_a_clip_and_change_nothing_else(shapes_config, monkeypatch):
+    plain, config = take(shapes_config, 3), dataclasses.replace(shapes_config, color_jitter=0.5)
+    unbroken = take(config, 3)
+    assert_equal(take(config, 2, start_step=1), unbroken[1:])
+    for batch, other in zip(unbroken, plain, strict=True):
+        assert (batch.video != other.video).any(axis=(1, 2, 3, 4)).all()
+        assert_equal([batch._replace(video=other.video)], [other])
+
+    factors = []
+
+    def halved(strength, rng):
+        factors.append(strength)
+        return transforms.Jitter({"brightness": 0.5})
+
+    monkeypatch.setattr(transforms, "draw_jitter", halved)
+    for batch, other in zip(take(config, 3), plain, strict=True):
+        np.testing.assert_array_equal(batch.video, np.rint(other.video / 2).astype(np.uint8))
+    assert set(factors) == {0.5} and len(factors) >= 12, "one draw for all frames of a clip"
 
 
 @pytest.mark.e2e

@@ -4,7 +4,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 from scipy import stats
 
 from data_pipelines.media import transforms
@@ -202,3 +202,51 @@ def test_boxes_lie_in_the_frame_and_have_the_aspect(height, width, scale, seed):
     left, top, right, bottom = transforms.center_box(height, width)
     assert right - left == bottom - top == min(height, width)
     assert (left + right, top + bottom) == (width, height)
+
+
+# --- colors
+
+
+def by_pillow(frame, factors: dict) -> np.ndarray:
+    """Pillow's enhancements one after the other, the operations of torchvision's ColorJitter."""
+    kinds = {
+        "brightness": ImageEnhance.Brightness,
+        "contrast": ImageEnhance.Contrast,
+        "saturation": ImageEnhance.Color,
+    }
+    image = Image.fromarray(frame)
+    for name, factor in factors.items():
+        image = kinds[name](image).enhance(factor)
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+def test_each_change_of_color_is_pillows(video, name, factor):
+    for frame in video:
+        ours = frame.copy()
+        transforms.jitter_frame(ours, transforms.Jitter({name: factor}))
+        difference = np.abs(ours - by_pillow(frame, {name: factor}))
+        assert difference.max() <= 1
+        assert factor != 1 or not difference.any()
+
+
+def test_changes_of_color_are_made_in_their_order(video):
+    """Each later one multiplies the level by which an earlier one may differ."""
+    factors = {"contrast": 1.5, "brightness": 0.5, "saturation": 1.5}
+    backwards = dict(reversed(factors.items()))
+    ours = video[0].copy()
+    transforms.jitter_frame(ours, transforms.Jitter(factors))
+    assert np.abs(ours - by_pillow(video[0], factors)).max() <= 4
+    assert np.abs(ours - by_pillow(video[0], backwards)).max() > 10
+
+
+def test_factors_and_orders_are_uniform():
+    rng = np.random.default_rng(0)
+    drawn = [transforms.draw_jitter(0.4, rng).factors for _ in range(3000)]
+    for name in ("brightness", "contrast", "saturation"):
+        factors = [factors[name] for factors in drawn]
+        assert stats.kstest(factors, stats.uniform(0.6, 0.8).cdf).pvalue > 0.01
+    orders = [tuple(factors) for factors in drawn]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6 and stats.chisquare(counts).pvalue > 0.01

@@ -20,7 +20,13 @@ from vlmae.evaluation.evaluate import evaluate_workdir
 from vlmae.export.command import export
 from vlmae.runs.checkpoint import Checkpoints, load_params
 from vlmae.runs.result import read_result
-from vlmae.training.step import AveragedState, TrainState, average_params, skip_nonfinite, train_step
+from vlmae.training.step import (
+    AveragedState,
+    TrainState,
+    average_params,
+    skip_nonfinite,
+    train_step,
+)
 
 DECAY = 0.25  # reached in step 3, by (1 + 2) / (10 + 2)
 

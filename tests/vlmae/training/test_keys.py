@@ -123,7 +123,8 @@ def test_negatives_of_both_directions_are_mined_apart(monkeypatch, hardness):
         config = dataclasses.replace(SMALL.objectives, vtm_hardness=hardness)
         pairs.hard_negatives(model, found, Context(batch, KEY, config))
         keys = [jax.random.key_data(key) for key, _ in drawn]
-        return keys, [logits for _, logits in drawn], vtc_logits(embed(model, found, SMALL.objectives))
+        logits = vtc_logits(embed(model, found, config))
+        return keys, [logits for _, logits in drawn], logits
 
     params = randomize(jax.jit(partial(init_params, model))(batch))
     keys, (texts, clips), logits = jax.jit(
