@@ -11,7 +11,7 @@ Result: not yet run.
 """
 
 from data_pipelines.schema.config import SourceConfig
-from experiments.recipes import NO_PRETRAINING, multi, schedule
+from experiments.recipes import AT_THE_END, NO_PRETRAINING, multi, schedule
 from vlmae.cli.experiment import main
 from vlmae.config.experiment import ExperimentConfig
 
@@ -24,7 +24,8 @@ def get_config() -> ExperimentConfig:
         SourceConfig("", "val", num_frames=16),
         {
             "data.task": "labels",
-            **schedule(epochs=5, warmup=0.05),
+            **schedule(epochs=5, warmup=0.1),
+            **AT_THE_END,
             "data.text_len": 512,
             **NO_PRETRAINING,
             "objectives.label": 1.0,

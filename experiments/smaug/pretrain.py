@@ -1,13 +1,16 @@
 """SMAUG's pre-training, stage 1: one frame of each clip, and images; ViT-B/16 and BERT-base.
 
-    vlmae prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3
-    vlmae prepare cc3m --manual-dir CC3M --max-bad-ratio 0.3
-    python experiments/smaug/pretrain.py
+    vlmae prepare webvid_2m --manual-dir WEBVID --max-bad-ratio 0.3 --short-side 224 --fps 2
+    vlmae prepare cc3m --manual-dir CC3M --max-bad-ratio 0.3 --short-side 224
+    python experiments/smaug/pretrain.py                # from random weights
+    python experiments/smaug/pretrain.py singularity    # from BEiT-base and BERT-base
 
-Data: WebVid-2M and CC3M, from one's own copies, which lack what can no longer be fetched. The
-recipe is that of the system SMAUG builds on (Singularity): batches of clips and of images
-alternate, AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, keep rate,
-batch size and decoder are ours. Stage 2 is `experiments/smaug/pretrain_stage2.py`.
+Data: WebVid-2M and CC3M, from one's own copies, which lack what can no longer be fetched; encoded
+again as in Singularity, at 2 frames per second and 224 pixels. The recipe is that of the system
+SMAUG builds on (Singularity, configs/pretrain.yaml): batches of clips and of images alternate,
+AdamW at 1e-4, one epoch of warm-up, cosine to 1 %, 10 epochs. Masking ratio, keep rate and decoder
+are ours, and so are random weights and the batch without a variant. Stage 2 is
+`experiments/smaug/pretrain_stage2.py`; docs/guide/recipes.md has the source of each figure.
 
 Result: not yet run.
 """
@@ -20,10 +23,26 @@ from vlmae.config.model import (
     PixelDecoderConfig,
     SparsifyConfig,
     VideoEncoderConfig,
+    VitLayout,
 )
+from vlmae.config.tree import override
 
 WEBVID_CLIPS, CC3M_IMAGES = 2_490_000, 2_950_000  # about: links die
 EPOCHS = 10.0
+BERT = "bert-base-uncased"
+BEIT = "microsoft/beit-base-patch16-224-pt22k-ft22k"
+# What `vlmae weights` prints for it.
+BEIT_BASE = {
+    "model.video.positions": "none",
+    "model.video.layout": VitLayout(
+        eps=1e-12,
+        layer_scale=0.1,
+        frame_cls="mean",
+        relative_bias="layer",
+        pixel_mean=(0.5, 0.5, 0.5),
+        pixel_std=(0.5, 0.5, 0.5),
+    ),
+}
 
 
 def get_config() -> ExperimentConfig:
@@ -62,5 +81,21 @@ def get_config() -> ExperimentConfig:
     )
 
 
+def singularity() -> ExperimentConfig:
+    """From BEiT-base and BERT-base, batches of 288: 96 clips a GPU on 3 (Singularity's README).
+
+    Images are 128 a GPU there. The upper three layers of BERT go to the fusion.
+    """
+    changes = {
+        "name": "smaug_pretrain_singularity",
+        "data.batch_size": 288,
+        "train.init.video": BEIT,
+        "train.init.text": BERT,
+    }
+    return override(get_config(), BEIT_BASE | changes)
+
+
+VARIANTS = {"": get_config, "singularity": singularity}
+
 if __name__ == "__main__":
-    main(get_config)
+    main(VARIANTS)

@@ -1,12 +1,13 @@
 """SMAUG finetuned for question answering, by a decoder that ranks answers.
 
-    vlmae prepare msrvtt_qa --manual-dir DIR
+    vlmae prepare msrvtt_qa --manual-dir DIR --short-side 224 --fps 2
     python experiments/smaug/qa.py msrvtt
+    vlmae evaluate runs/smaug_msrvtt_qa --split test
 
 A decoder of three layers learns to write the answer. Evaluation ranks all answers of the training
 split: the probability of the first token selects 128, the probability of the whole answer ranks
 them. Questions have 25 tokens, answers 5; 10 epochs with 5 % of warm-up (Singularity's setting).
-Each variant names the data that it needs.
+Training is watched on `val`, and `test` is evaluated afterwards. Each variant names its data.
 
 Results: not yet run.
 """
@@ -20,7 +21,7 @@ from vlmae.config.experiment import ExperimentConfig
 def msrvtt() -> ExperimentConfig:
     """MSR-VTT-QA: 158,581 training questions.
 
-    vlmae prepare msrvtt_qa --manual-dir DIR
+    vlmae prepare msrvtt_qa --manual-dir DIR --short-side 224 --fps 2
     """
     return question_answering("msrvtt_qa")
 
@@ -28,7 +29,7 @@ def msrvtt() -> ExperimentConfig:
 def activitynet() -> ExperimentConfig:
     """ActivityNet-QA: 32,000 training questions.
 
-    vlmae prepare activitynet_qa --manual-dir DIR
+    vlmae prepare activitynet_qa --manual-dir DIR --short-side 360 --fps 2
     """
     return question_answering("activitynet_qa")
 
@@ -38,7 +39,7 @@ def question_answering(dataset: str) -> ExperimentConfig:
     return smaug(
         f"smaug_{dataset}",
         SourceConfig(dataset, "train", num_frames=4),
-        SourceConfig("", "test", num_frames=12),
+        SourceConfig("", "val", num_frames=12),
         DECODED_ANSWERS | schedule(epochs=10, warmup=0.05),
     )
 

@@ -1,17 +1,21 @@
 """SMAUG finetuned for text-to-video retrieval, and for multiple choice among five captions.
 
-    vlmae prepare msrvtt_7k --manual-dir DIR
+    vlmae prepare msrvtt_7k --manual-dir DIR --short-side 224 --fps 2
     python experiments/smaug/retrieval.py msrvtt
+    python experiments/smaug/retrieval.py didemo
+    vlmae evaluate runs/smaug_didemo_retrieval --split test
 
-Training uses VTC and VTM with 4 frames of each clip. Evaluation uses 12: VTC ranks all test clips,
-and VTM scores the best 128 again. Epochs and text lengths are Singularity's, the system SMAUG
-builds on. Each variant names the data that it needs.
+Training uses VTC and VTM with 4 frames of each clip. Evaluation uses 12: VTC ranks all clips, and
+VTM scores the best 128 again. Epochs, text lengths and re-encoding are Singularity's, the system
+SMAUG builds on. Training is watched on `val`, and `test` is evaluated afterwards; the data sets
+without a `val` of their own are evaluated at the end alone. Each variant names its data.
+docs/guide/recipes.md has the flags for a stage 2 from BEiT.
 
 Results: not yet run.
 """
 
 from data_pipelines.schema.config import SourceConfig
-from experiments.recipes import schedule, smaug
+from experiments.recipes import AT_THE_END, schedule, smaug
 from experiments.sweeps import Changes
 from vlmae.cli.experiment import main
 from vlmae.config.experiment import ExperimentConfig
@@ -20,42 +24,42 @@ from vlmae.config.experiment import ExperimentConfig
 def msrvtt() -> ExperimentConfig:
     """MSR-VTT: 7,010 training clips of 20 captions, the 1,000 test clips of the 1k-A split.
 
-    vlmae prepare msrvtt_7k --manual-dir DIR
+    vlmae prepare msrvtt_7k --manual-dir DIR --short-side 224 --fps 2
 
     For the 9k training split: `--data.train.0.name msrvtt_9k`.
     """
-    return retrieval("msrvtt", "msrvtt_7k", "test", schedule(epochs=5))
+    return retrieval("msrvtt", "msrvtt_7k", "test", schedule(epochs=5) | AT_THE_END)
 
 
 def msrvtt_mc() -> ExperimentConfig:
     """MSR-VTT multiple choice: trained as `msrvtt`; VTM scores each of five captions.
 
-    vlmae prepare msrvtt_7k --manual-dir DIR
-    vlmae prepare msrvtt_mc --manual-dir DIR
+    vlmae prepare msrvtt_7k --manual-dir DIR --short-side 224 --fps 2
+    vlmae prepare msrvtt_mc --manual-dir DIR --short-side 224 --fps 2
     """
     return smaug(
         "smaug_msrvtt_mc",
         SourceConfig("msrvtt_7k", "train", num_frames=4),
         SourceConfig("msrvtt_mc", "test", num_frames=12),
-        schedule(epochs=5) | {"evaluation.choices": 5},
+        schedule(epochs=5) | AT_THE_END | {"evaluation.choices": 5},
     )
 
 
 def didemo() -> ExperimentConfig:
     """DiDeMo, 1,004 test clips: the sentences of a clip form one paragraph of up to 64 tokens.
 
-    vlmae prepare didemo --manual-dir DIR
+    vlmae prepare didemo --manual-dir DIR --short-side 360 --fps 2
     """
     changes = schedule(epochs=10) | {"data.text_len": 64}
-    return retrieval("didemo", "didemo", "test", changes)
+    return retrieval("didemo", "didemo", "val", changes)
 
 
 def activitynet() -> ExperimentConfig:
     """ActivityNet Captions, 4,917 clips of val_1: paragraphs of up to 150 tokens.
 
-    vlmae prepare activitynet --manual-dir DIR
+    vlmae prepare activitynet --manual-dir DIR --short-side 360 --fps 2
     """
-    changes = schedule(epochs=10) | {"data.text_len": 150}
+    changes = schedule(epochs=10) | AT_THE_END | {"data.text_len": 150}
     return retrieval("activitynet", "activitynet", "val_1", changes)
 
 
@@ -67,7 +71,7 @@ def ssv2() -> ExperimentConfig:
     By template: `--data.train.0.name ssv2_template`. There, several
     clips are right for a query, and the best rank counts.
     """
-    changes = schedule(epochs=10) | {"data.text_len": 25, "data.flip": False}
+    changes = schedule(epochs=10) | AT_THE_END | {"data.text_len": 25, "data.flip": False}
     return retrieval("ssv2", "ssv2_label", "val", changes)
 
 

@@ -5,6 +5,7 @@ import sys
 
 import jax
 import pytest
+<<<<<<< HEAD
 from experiment_files import EXPERIMENTS, docs_of, filled
 from jaxtyping import PyTree
 
@@ -14,6 +15,16 @@ from vlmae.models.video_language import build_model
 from vlmae.training.gradients import split_key
 from vlmae.training.objectives import compute_losses
 from vlmae.training.step import abstract_batch, abstract_state
+=======
+import transformers
+from experiment_files import EXPERIMENTS, docs_of, filled, step_of
+
+from data_pipelines.schema.checks import UserError
+from vlmae.cli import experiment
+from vlmae.cli.options import parse
+from vlmae.training.step import abstract_batch, make_init
+from vlmae.weights.huggingface import differences, open_published
+>>>>>>> 7fcf797 (The papers' recipes from their bases' weights, as variants, with the source of each figure)
 
 
 def marks_of(name: str) -> tuple:
@@ -56,6 +67,44 @@ def test_the_papers_setting_has_the_papers_size():
     assert millions("video_encoder") == pytest.approx(85.6, abs=0.2)
     assert millions("text_encoder", "fusion") == pytest.approx(108.9 + 3 * 2.36, abs=0.5)
     assert millions("pixel_decoder") == pytest.approx(7.7, abs=0.2)
+
+
+# Of the published config.json of each, what is not its class's default.
+BASES = {
+    "smaug/pretrain singularity": transformers.BeitConfig(use_relative_position_bias=True),
+    "smaug/pretrain_stage2 singularity": transformers.BeitConfig(use_relative_position_bias=True),
+    "multi/pretrain alpro": transformers.ViTConfig(),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_variant_fits_the_weights_that_it_names(name, tmp_path):
+    """No weights are needed to see it: the layout is that of the base's config."""
+    video, text = EXPERIMENTS[name]().model.video, filled(EXPERIMENTS[name]()).model.text
+    BASES[name].save_pretrained(tmp_path / "video")
+    assert not list(differences(open_published(str(tmp_path / "video")).fields, video))
+    transformers.BertConfig().save_pretrained(tmp_path / "text")
+    assert not list(differences(open_published(str(tmp_path / "text"), "text").fields, text))
+
+
+def test_a_variant_without_a_name_takes_flags_alone():
+    variants = {"": EXPERIMENTS["multi/pretrain"], "alpro": EXPERIMENTS["multi/pretrain alpro"]}
+    for arguments in ([], ["--seed", "3"]):
+        command = parse(variants, (), arguments)
+        assert (command.config.name, command.config.seed) == (
+            "multi_pretrain",
+            3 * len(arguments) // 2,
+        )
+    assert parse(variants, (), ["alpro", "--seed", "3"]).config.name == "multi_pretrain_alpro"
+    with pytest.raises(UserError, match=r"names a variant, not 'alpor'; there is: alpro$"):
+        parse(variants, (), ["alpor"])
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith(("smaug/", "multi/"))])
+def test_no_recipe_looks_at_test_while_it_trains(name):
+    config = EXPERIMENTS[name]()
+    watched = config.train.eval_every_epochs or config.train.eval_every_steps
+    assert config.data.eval.split == "val" or not watched
 
 
 def run_with_variants(monkeypatch, *arguments):

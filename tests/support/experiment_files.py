@@ -28,7 +28,8 @@ def find_experiments() -> dict[str, GetConfig]:
         name = path.relative_to(ROOT / "experiments").with_suffix("").as_posix()
         module = importlib.import_module(f"experiments.{name.replace('/', '.')}")
         if hasattr(module, "VARIANTS"):
-            found |= {f"{name} {variant}": get for variant, get in module.VARIANTS.items()}
+            variants = module.VARIANTS.items()
+            found |= {f"{name} {variant}".rstrip(): get for variant, get in variants}
         else:
             found[name] = module.get_config
     return found

@@ -77,7 +77,7 @@ def parse(
 
     Args:
       get_config: makes the config whose values are the defaults; or a table of variants, of which
-        the first argument names one.
+        the first argument names one. The variant "" needs no name.
       sweeps: the sweeps that the experiment offers.
       arguments: of the command line; None takes this process's.
 
@@ -117,7 +117,8 @@ def choose_variant(
 ) -> tuple[GetConfig, list[str]]:
     """Split a command line into the variant that its first argument names, and the flags.
 
-    `--help` alone prints the file's docstring with the names, and exits.
+    Without such an argument it is the variant "", if there is one. `--help` alone prints the file's
+    docstring with the names, and exits, unless there is.
 
     Raises:
       UserError: no variant is named, or an unknown one.
@@ -125,7 +126,9 @@ def choose_variant(
     name, *flags = [*arguments] or [""]
     if name in variants:
         return variants[name], flags
-    names = ", ".join(variants)
+    if "" in variants and name.startswith("-"):
+        return variants[""], [name, *flags]
+    names = ", ".join(filter(None, variants))
     # Without a variant there is no config to show flags of.
     if name in ("-h", "--help"):
         print(sys.modules[next(iter(variants.values())).__module__].__doc__)

@@ -295,8 +295,8 @@ class TrainConfig(Checked):
             f"--patience={self.patience} needs --best-metric",
         )
         check(
-            not self.best_metric or self.eval_every_steps > 0,
-            f"--best-metric={self.best_metric} needs --eval-every-steps above 0",
+            not self.best_metric or self.eval_every_steps > 0 or self.eval_every_epochs > 0,
+            f"--best-metric={self.best_metric} needs --eval-every-steps or --eval-every-epochs",
         )
         shares = [phase.share for phase in self.phases]
         check(

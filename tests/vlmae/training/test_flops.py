@@ -252,8 +252,14 @@ FORMULAS = {
     "side adapters": ("quickstart", adapted("side"), 4, (281911424, 395593984, 0)),
     # with a token of padding in the blocks of the pixel decoder, which the formulas had not
     "cudnn": ("quickstart", FUSED, 4, (265120896, 526129408, 0)),
-    "smaug": ("smaug/pretrain_stage2", {}, 4, (56206756864, 112092649472, 0)),
-    "multi": ("multi/pretrain", {}, 4, (235247579648, 469570315264, 0)),
+    # without the recipe's temporal layers and with longer texts, as counted then
+    "smaug": (
+        "smaug/pretrain_stage2",
+        {"model.video.time_depth": 0},
+        4,
+        (56206756864, 112092649472, 0),
+    ),
+    "multi": ("multi/pretrain", {"data.text_len": 40}, 4, (235247579648, 469570315264, 0)),
 }
 
 
