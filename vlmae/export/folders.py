@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 from jaxtyping import PyTree
-from safetensors.numpy import save
 
 from data_pipelines.schema.checks import MissingError
 from data_pipelines.schema.classes import CLASSES_FILE
@@ -53,8 +53,23 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def write_tensors(folder: Path, tensors: Tensors) -> None:
-    """Write `model.safetensors`; transformers refuses files without this metadata."""
-    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    """Write `model.safetensors` of float32 tensors, byte for byte as the library does.
+
+    One tensor at a time: the library holds two more copies of all of them. Transposed views are
+    taken as they are.
+    """
+    header: dict = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+    end = 0
+    for name in sorted(tensors):
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            file.write(np.ascontiguousarray(tensors[name], "<f4").data)
 
 
 def write_words(checkpoint: Checkpoint, folder: Path) -> None:

@@ -31,7 +31,7 @@ SAME_NAME = (  # and all below a `relative_bias`, which are named by their block
 
 
 def to_torch(params: PyTree) -> Tensors:
-    """Rename parameters to PyTorch's names, as contiguous float32 arrays.
+    """Rename parameters to PyTorch's names; kernels are transposed views, nothing is copied.
 
     Raises:
       UserError: a parameter of an unknown kind, or one that is not float32; names it.
@@ -43,7 +43,7 @@ def to_torch(params: PyTree) -> Tensors:
 
 
 def from_torch(tensors: Tensors) -> PyTree:
-    """Invert `to_torch`: a tree of parameters.
+    """Invert `to_torch`: a tree of parameters; kernels are transposed views.
 
     Raises:
       UserError: a tensor of an unknown kind, or one that is not float32; names it.
@@ -70,7 +70,7 @@ def _to_torch(path: str, x: np.ndarray) -> tuple[str, np.ndarray]:
         leaf = "weight"
     elif not _keeps_name(parents, leaf):
         raise UserError(f"parameter {path} of shape {x.shape} has no name in PyTorch")
-    return ".".join([*parents, leaf]), np.asarray(x, order="C")
+    return ".".join([*parents, leaf]), x
 
 
 def _from_torch(name: str, x: np.ndarray) -> tuple[str, np.ndarray]:
@@ -85,7 +85,7 @@ def _from_torch(name: str, x: np.ndarray) -> tuple[str, np.ndarray]:
         return "scale", x
     if parents and parents[-1] in TABLES:
         return "embedding", x
-    return "kernel", np.asarray(x.T, order="C")
+    return "kernel", x.T
 
 
 def _keeps_name(parents: list[str], leaf: str) -> bool:
