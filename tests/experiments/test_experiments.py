@@ -5,26 +5,19 @@ import sys
 
 import jax
 import pytest
-<<<<<<< HEAD
+import transformers
 from experiment_files import EXPERIMENTS, docs_of, filled
 from jaxtyping import PyTree
 
+from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.records import Batch
 from vlmae.cli import experiment
+from vlmae.cli.options import parse
 from vlmae.models.video_language import build_model
 from vlmae.training.gradients import split_key
 from vlmae.training.objectives import compute_losses
 from vlmae.training.step import abstract_batch, abstract_state
-=======
-import transformers
-from experiment_files import EXPERIMENTS, docs_of, filled, step_of
-
-from data_pipelines.schema.checks import UserError
-from vlmae.cli import experiment
-from vlmae.cli.options import parse
-from vlmae.training.step import abstract_batch, make_init
 from vlmae.weights.huggingface import differences, open_published
->>>>>>> 7fcf797 (The papers' recipes from their bases' weights, as variants, with the source of each figure)
 
 
 def marks_of(name: str) -> tuple:

@@ -302,7 +302,7 @@ class Head(NamedTuple):
     """A part of a checkpoint that lets a method of `Model` work."""
 
     part: str  # name of its parameters
-    score: Callable[..., Array]
+    score: Callable[..., PyTree]  # arrays
 
 
 # Method -> its heads, the preferred one first. VTC's projections come with its temperature.
