@@ -1,7 +1,7 @@
 """The evaluation split: every clip once, with all of its captions and questions."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -33,6 +33,7 @@ class EvalData:
     classes: Classes | None
     _rows: EvalRows
     _config: DataConfig
+    labels: tuple[tuple[str, ...], ...] = ()  # of each clip, whatever the task
 
     def clip(self, row: int) -> UInt8[np.ndarray, "t h w 3"]:
         """Return the frames of a clip as the model sees them; zeros if it cannot be decoded."""
@@ -41,6 +42,17 @@ class EvalData:
     def answers(self) -> tuple[Int32[np.ndarray, "c a"], Bool[np.ndarray, "c a"]]:
         """Tokenize every class as an answer to be decoded: ids and mask."""
         return self._rows.maker.tokenizer.encode(self.classes.names, self._config.answer_len)
+
+    def tokenize(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "q l"], Bool[np.ndarray, "q l"]]:
+        """Tokenize texts as captions are: ids and mask."""
+        return self._rows.maker.tokens([text.encode() for text in texts])
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """Count the texts that are longer than `data.text_len`."""
+        longest = self._rows.maker.tokenizer.longest
+        return sum(longest([text]) > self._config.text_len for text in texts)
 
     def first_caption(self, row: int) -> str:
         """Return the first caption of a clip; empty if it has none."""
@@ -103,6 +115,7 @@ def eval_data(config: DataConfig, classes: Classes | None = None) -> EvalData:
         classes=classes,
         _rows=EvalRows(records, media_ids, maker),
         _config=config,
+        labels=tuple(item.labels for item in stored),
     )
 
 

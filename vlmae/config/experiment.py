@@ -323,6 +323,13 @@ class EvaluationConfig(Checked):
     # Singularity's; each answer that is scored whole costs a pass of the decoder.
     answers_top_k: Size = 128
     """Answers that the decoder scores whole: those with the likeliest first token."""
+    prompts: tuple[str, ...] = ()
+    """Classify the clips of the split by prompts, zero-shot, in place of all other evaluations:
+    templates with a {} for the class, or files with one in each line. The prompts of a class are
+    averaged."""
+    labels: str = ""
+    """File of the classes that `prompts` tell apart, a label in each line, or a label, a tab and
+    its name in prompts; empty: the labels of the split."""
     dual_softmax: bool = False
     """Report retrieval with dual softmax too, separately, because it uses the whole test set."""
     also_pruned: bool = False
@@ -332,8 +339,12 @@ class EvaluationConfig(Checked):
     """Queries or questions on each page of pictures; 0 draws none."""
 
     def check_together(self) -> None:
-        """Check that a question has several options."""
+        """Check that a question has several options, and that labels have prompts."""
         check(self.choices != 1, "--choices must be 0 or at least 2, not 1")
+        check(
+            not self.labels or bool(self.prompts),
+            f"--labels={self.labels} needs --prompts, such as --prompts 'a video of {{}}'",
+        )
 
 
 @dataclass(frozen=True)
@@ -444,6 +455,7 @@ class ExperimentConfig(Checked):
         trainers = {
             "rerank_top_k": objectives_with("heads", "match_head"),
             "choices": objectives_with("evaluators", "multiple_choice"),
+            "prompts": objectives_with("evaluators", "zero_shot"),
         }
         for name, objectives in trainers.items():
             flags = " or ".join(flag(f"objectives.{objective}") for objective in objectives)

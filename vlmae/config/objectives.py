@@ -40,7 +40,9 @@ class Objective(NamedTuple):
 OBJECTIVES = Registry[Objective](
     "objective",
     {
-        "vtc": Objective(caption=True, heads=("temperature",), evaluators=("retrieval",)),
+        "vtc": Objective(
+            caption=True, heads=("temperature",), evaluators=("retrieval", "zero_shot")
+        ),
         "vtm": Objective(
             caption=True,
             hard_pairs=True,

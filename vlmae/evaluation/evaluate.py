@@ -1,9 +1,11 @@
 """Evaluation of a run on a split: tables, predictions, and pictures.
 
 vlmae evaluate WORKDIR [--split val test] [--data OTHER] [--rerank-top-k 16]
+vlmae evaluate WORKDIR --data kinetics --prompts "a video of {}" [--labels names.txt]
 """
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from data_pipelines.loading.evaluation import EvalData, eval_data
-from data_pipelines.schema.checks import UserError
+from data_pipelines.schema.checks import UserError, check
 from data_pipelines.schema.classes import CLASSES_FILE
 from data_pipelines.storage.class_counts import classes_for
 from vlmae.config.experiment import ExperimentConfig, MeshConfig
@@ -161,6 +163,9 @@ def evaluate_workdir(
     backwards: bool = False,
     temperature_split: str | None = None,
     checkpoint: str = "newest",
+    prompts: tuple[str, ...] = (),
+    labels: Path | None = None,
+    num_frames: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a checkpoint of a work directory, with the config found there.
 
@@ -178,14 +183,22 @@ def evaluate_workdir(
       temperature_split: of the splits, the one on which InfoNCE's temperatures are fitted for all.
         Default: val if it is one of several; else each split's own.
       checkpoint: newest, best (by `train.best_metric`) or the number of a step.
+      prompts: classify the clips by such prompts instead, zero-shot: templates such as "a video of
+        {}", or files with one in each line.
+      labels: file of the classes that prompts tell apart, a label of the data in each line, or a
+        label, a tab and its name in prompts; default: the labels of the split.
+      num_frames: frames of a clip, 1 for a data set of pictures; default the config's.
 
     Returns:
       The metrics of each split.
 
     Raises:
       MissingError: no config, no checkpoint, or no data.
-      UserError: `temperature_split` is none of the splits.
+      UserError: `temperature_split` is none of the splits, or the run cannot be asked what it was
+        not trained for.
     """
+    example = "--prompts 'a video of {}'"
+    check(not labels or bool(prompts), f"--labels {labels} needs --prompts, such as {example}")
     config = load_run(workdir)
     splits = [*dict.fromkeys(split)] or [config.data.eval.split]
     fitted = temperature_split or ("val" if "val" in splits else "")
@@ -196,6 +209,7 @@ def evaluate_workdir(
         "evaluation.rerank_top_k": rerank_top_k,
         "evaluation.choices": choices,
         "model.video.sparsify.eval_keep_rate": keep_rate,
+        "data.eval.num_frames": num_frames,
     }
     given = {field: value for field, value in wanted.items() if value is not None}
     # Those of the run: the data may have been prepared again with others since.
@@ -204,6 +218,9 @@ def evaluate_workdir(
         "data.classes": str(workdir / CLASSES_FILE),
         "data.eval.name": data or config.data.eval.name,
         "data.eval.backwards": config.data.eval.backwards or backwards,
+        # Of this command alone: a run that was evaluated by prompts has its own retrieval.
+        "evaluation.prompts": prompts,
+        "evaluation.labels": str(labels or ""),
     }
     config = override(config, own | given)
     mesh = make_mesh(MeshConfig())
@@ -211,11 +228,12 @@ def evaluate_workdir(
     results, temperatures = {}, None
     for name in sorted(splits, key=lambda name: name != fitted):  # the fitted one comes first
         of_split = override(config, {"data.eval.split": name})
-        parts = ["evaluation", *filter(None, [data]), name, *(["backwards"] if backwards else [])]
+        kind = "zero_shot" if prompts else "evaluation"
+        parts = [kind, *filter(None, [data]), name, *(["backwards"] if backwards else [])]
         parts += [checkpoint] if checkpoint != "newest" else []
         out_dir = workdir / "_".join(parts)
         with jax.set_mesh(mesh), waiting(f"evaluating {name}"):
-            clips = eval_data(of_split.data, classes_for(of_split.data))
+            clips = open_split(of_split)
             results[name] = evaluate(
                 of_split, params, mesh, clips, out_dir, temperatures=temperatures
             )
@@ -224,6 +242,14 @@ def evaluate_workdir(
         print(f"{title_of(config, step)}, split {name}: written to {out_dir}")
         print_tables(out_dir)
     return {name: results[name] for name in splits}
+
+
+def open_split(config: ExperimentConfig) -> EvalData:
+    """Open the evaluation split, for prompts as clips alone, whatever the run's task reads."""
+    data = config.data
+    if config.evaluation.prompts:
+        data = dataclasses.replace(data, task="captions", num_others=0)
+    return eval_data(data, classes_for(data))
 
 
 def temperatures_of(split: str, values: dict[str, float]) -> Temperatures:

@@ -16,6 +16,7 @@ from vlmae.evaluation.multiple_choice import evaluate_multiple_choice, format_ch
 from vlmae.evaluation.question_answering import evaluate_answers, format_answers
 from vlmae.evaluation.result import Result
 from vlmae.evaluation.retrieval import evaluate_retrieval, format_retrieval
+from vlmae.evaluation.zero_shot import evaluate_zero_shot, format_zero_shot
 from vlmae.ops.registry import Registry
 from vlmae.runs.inference import EvalContext
 
@@ -53,6 +54,12 @@ EVALUATORS = Registry[Evaluator](
         "answers": Evaluator(evaluate_answers, format_answers, fuses=lambda _: True),
         # Fuses each clip with its own text, so it encodes clips by itself and keeps none of them.
         "labels": Evaluator(evaluate_labels, format_labels),
+        "zero_shot": Evaluator(
+            evaluate_zero_shot,
+            format_zero_shot,
+            embeds=True,
+            is_asked=lambda config: bool(config.prompts),
+        ),
     },
 )
 
@@ -65,4 +72,6 @@ def chosen_evaluators(config: ExperimentConfig) -> dict[str, Evaluator]:
     """
     names = {name for x in config.objectives.weights for name in OBJECTIVES[x].evaluators}
     asked = {name for name in names if EVALUATORS[name].is_asked(config.evaluation)}
+    if config.evaluation.prompts:  # data of classes need have neither captions nor questions
+        asked = {"zero_shot"}
     return {name: evaluator for name, evaluator in EVALUATORS.items() if name in asked}

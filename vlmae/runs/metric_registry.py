@@ -98,6 +98,12 @@ METRICS: dict[str, Metric] = {
     "labels/chance_map": _percent("label chance mAP"),
     "labels/(micro|macro)_f1": _percent(r"label \1 F1"),
     "labels/num_(clips|labels)": _count(r"num \1"),
+    "zero_shot/top1": _percent("zero-shot top-1", "zero_shot/chance_top1", is_main=True),
+    "zero_shot/top5": _percent("zero-shot top-5"),
+    "zero_shot/mean_per_class": _percent("zero-shot mean per class"),
+    "zero_shot/chance_top1": _percent("zero-shot chance top-1"),
+    "zero_shot/num_(clips|classes)": _count(r"num \1"),
+    "zero_shot/bad_clips": _count("bad clips")._replace(better="lower"),
     r"loss/(\w+)": Metric(r"loss/\1", "lower"),
     "(vtc|vtm|mlm|mcm|answer)/accuracy": Metric(r"\1 accuracy in training, a fraction"),
     "(mcm|answer)/valid_ratio": Metric(r"\1 fraction of rows with a question"),
@@ -116,7 +122,7 @@ METRICS: dict[str, Metric] = {
 }
 # Results of an evaluation at the keep rate of training, see `evaluation.also_pruned`.
 PRUNED = "pruned_"
-EVALUATED = ("retrieval/", "answers/", "multiple_choice/", "labels/")
+EVALUATED = ("retrieval/", "answers/", "multiple_choice/", "labels/", "zero_shot/")
 METRICS |= {
     f"{PRUNED}{name}": metric._replace(
         label=f"pruned, {metric.label}", chance=metric.chance and f"{PRUNED}{metric.chance}"

@@ -36,6 +36,7 @@ LOCAL_PATHS = {  # config fields that name files of the training machine -> thei
     "data.tokenizer": "",  # it lies in the folder, as the classes do
     "data.classes": "",
     "train.init_from": "",
+    "evaluation.labels": "",
 }
 
 
