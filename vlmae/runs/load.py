@@ -1,14 +1,16 @@
 """Config and tokenizer of a run, read from a work directory or an export of one."""
 
+import re
 from pathlib import Path
 
-from data_pipelines.schema.checks import MissingError
+from data_pipelines.schema.checks import MissingError, UserError
 from data_pipelines.schema.checksum import SUMS
 from vlmae.config.experiment import ExperimentConfig, load_config
 from vlmae.weights.export_format import read_description
-from vlmae.weights.huggingface import PICKLES
+from vlmae.weights.huggingface import FILES, PICKLES, find
 
 RUNS_NAMED = 5  # in a message
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def holds_tensors(folder: Path) -> bool:
@@ -33,6 +35,27 @@ def load_run(workdir: Path) -> ExperimentConfig:
             raise MissingError(f"{workdir}: no run here{_runs_below(workdir)}")
         return load_config(workdir / "config.json")
     return read_description(workdir)[1]
+
+
+def find_run(source: str | Path) -> Path:
+    """Find a run or an export: a local folder, or else OWNER/NAME, an export on the hub.
+
+    The hub's files come from its cache, or over the network (`huggingface_hub`). A name whose first
+    part is a local folder is a path, whatever the hub has.
+
+    Raises:
+      UserError: neither exists; says what was tried.
+    """
+    folder, name = Path(source).expanduser(), str(source)
+    if folder.exists() or not HUB_NAME.fullmatch(name) or folder.parent.is_dir():
+        return folder  # what is missing there is said by its reader
+    try:
+        return find(name, (*FILES, SUMS))
+    except UserError as error:
+        raise UserError(
+            f"{error}. Give the folder of a run or of an export, or OWNER/NAME of an export on the "
+            "hub, which needs a network or an earlier download"
+        ) from error
 
 
 def title_of(config: ExperimentConfig, step: int) -> str:

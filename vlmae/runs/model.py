@@ -28,7 +28,7 @@ from vlmae.parallel.sharding import batch_shards, check_batch_size, make_mesh, r
 from vlmae.runs.best import load_chosen
 from vlmae.runs.inference import EvalContext, jit_method, map_rows, take_rows
 from vlmae.runs.inputs import as_frames, tokenize, tokenize_options
-from vlmae.runs.load import load_run, title_of, tokenizer_of
+from vlmae.runs.load import find_run, load_run, title_of, tokenizer_of
 
 Clips = np.ndarray | Sequence[Any]
 
@@ -244,14 +244,16 @@ def load(source: str | Path, checkpoint: str = "newest") -> Model:
     """Load a checkpoint of a run, or an export of one, onto all devices.
 
     Args:
-      source: a work directory, or a folder that `vlmae export` wrote.
+      source: a work directory, a folder that `vlmae export` wrote, or OWNER/NAME of such a folder
+        on the Hugging Face hub; local folders go first.
       checkpoint: newest, best (by `train.best_metric`) or the number of a step.
 
     Raises:
       MissingError: no config, checkpoint or tokenizer.
-      UserError: a file is damaged or of another version; names it.
+      UserError: a file is damaged or of another version; names it. Or there is neither such a
+        folder nor such a model.
     """
-    folder = Path(source).expanduser()
+    folder = find_run(source)
     config = load_run(folder)
     params, step = load_chosen(folder, checkpoint)
     names = folder / CLASSES_FILE

@@ -4,7 +4,11 @@ Tensors are read from safetensors files alone. Pickle files are never opened.
 """
 
 import contextlib
+<<<<<<< HEAD
 from collections.abc import Callable, Collection, Iterator
+=======
+from collections.abc import Collection, Iterator, Sequence
+>>>>>>> 82e01ce (vlmae.load(OWNER/NAME): exports from the hub or its cache, local folders first)
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +64,12 @@ class Published(NamedTuple):
         )
 
 
-def find(source: str) -> Path:
+def find(source: str, files: Sequence[str] = FILES) -> Path:
     """Find a local folder, or fetch a model of the hub without its pickle files.
+
+    Args:
+      source: the folder, or OWNER/NAME on the hub.
+      files: patterns of what is fetched.
 
     Returns:
       The folder, or the hub's local copy.
@@ -79,7 +87,7 @@ def find(source: str) -> Path:
     import huggingface_hub  # comes with transformers; slow to import
 
     try:
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(files)))
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{source}: no such folder, nor a model of the hub: {reason}") from error

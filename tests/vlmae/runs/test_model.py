@@ -1,11 +1,13 @@
 """A loaded model gives what the Flax model gives, for paths, frames and sentences."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -216,3 +218,69 @@ def test_importing_is_cheap():
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
     with pytest.raises(AttributeError, match="no attribute 'other'"):
         vlmae.other  # noqa: B018
+
+
+# --- from the hub
+
+
+@pytest.fixture
+def hub(monkeypatch) -> list[dict]:
+    """The hub without a network: its calls, answered by the folder that `answer` holds."""
+
+    class Calls(list):
+        answer = None
+
+    calls = Calls()
+
+    def download(name: str, **options):
+        calls.append({"name": name, **options})
+        if not calls.answer:
+            raise OSError("Cannot reach the hub\nand more")
+        return str(calls.answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return calls
+
+
+def test_an_export_on_the_hub(workdir, hub, tmp_path, monkeypatch):
+    """Only the files that are fetched lie in the cache; their checksums are compared."""
+    export_run(workdir("pretrained"), tmp_path / "export", "torch")
+    cached = tmp_path / "cache" / "snapshot"
+    cached.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hub.answer = cached
+    with pytest.raises(UserError, match="no run here"):
+        vlmae.load("someone/shapes")
+    [call] = hub
+    assert call["name"] == "someone/shapes"
+    for path in (tmp_path / "export").iterdir():
+        if any(path.match(pattern) for pattern in call["allow_patterns"]):
+            shutil.copy(path, cached)
+    assert not [*cached.glob("*.py")] and (cached / "SHA256SUMS").is_file()
+    ours, theirs = vlmae.load("someone/shapes"), vlmae.load(tmp_path / "export")
+    assert_close(ours.embed_text(SENTENCES), theirs.embed_text(SENTENCES))
+    weights = cached / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="is damaged"):
+        vlmae.load("someone/shapes")
+
+
+def test_local_folders_go_first(workdir, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "someone" / "shapes").symlink_to(workdir("pretrained"))
+    assert vlmae.load("someone/shapes").step == 7
+    with pytest.raises(UserError, match="no run here"):
+        vlmae.load("someone/shaped")  # a typing error beside it is not asked for
+    for path in ("shapes", "./other/shapes", "/other/shapes", "a/b/c"):
+        with pytest.raises(UserError, match="no run here"):
+            vlmae.load(path)
+    assert not hub
+
+
+def test_neither_folder_nor_model(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tried = "nobody/shapes: no such folder, nor a model of the hub: Cannot reach the hub. "
+    with pytest.raises(UserError, match=tried + "Give the folder .* or OWNER/NAME of") as error:
+        vlmae.load("nobody/shapes")
+    assert "\n" not in str(error.value)
