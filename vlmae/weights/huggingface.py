@@ -4,11 +4,7 @@ Tensors are read from safetensors files alone. Pickle files are never opened.
 """
 
 import contextlib
-<<<<<<< HEAD
-from collections.abc import Callable, Collection, Iterator
-=======
-from collections.abc import Collection, Iterator, Sequence
->>>>>>> 82e01ce (vlmae.load(OWNER/NAME): exports from the hub or its cache, local folders first)
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
