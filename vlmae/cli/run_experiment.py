@@ -29,6 +29,7 @@ from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.evaluation.evaluate import evaluate, print_tables
 from vlmae.evaluation.evaluators import chosen_evaluators
+from vlmae.evaluation.zero_shot import read_classes
 from vlmae.ops.multiple_choice import SLOT
 from vlmae.parallel.devices import check_gpus, describe_devices
 from vlmae.parallel.processes import is_main_process, print_on_main_process
@@ -97,6 +98,8 @@ def _run_resolved(
         check_data(found, workdir, words_state(*own_words(workdir)))
     # Read before training: a missing evaluation split must not show after the last step.
     data = eval_data(config.data, classes)
+    if config.evaluation.prompts:
+        read_classes(data, config.evaluation)
     if config.train.best_metric and config.data.eval.split == "test":
         print_on_main_process(
             "note: the best step is chosen on test; --data.eval.split val leaves that unseen"

@@ -24,6 +24,7 @@ from vlmae.config.tree import override
 from vlmae.evaluation.encode import EvalInputs, Temperatures, encode_clips
 from vlmae.evaluation.evaluators import EVALUATORS, chosen_evaluators
 from vlmae.evaluation.result import Result
+from vlmae.evaluation.zero_shot import read_classes
 from vlmae.figures.answer_page import draw_page, spread
 from vlmae.figures.clip_figure import save_picture
 from vlmae.models.video_language import build_model
@@ -246,10 +247,11 @@ def evaluate_workdir(
 
 def open_split(config: ExperimentConfig) -> EvalData:
     """Open the evaluation split, for prompts as clips alone, whatever the run's task reads."""
-    data = config.data
-    if config.evaluation.prompts:
-        data = dataclasses.replace(data, task="captions", num_others=0)
-    return eval_data(data, classes_for(data))
+    if not config.evaluation.prompts:
+        return eval_data(config.data, classes_for(config.data))
+    data = eval_data(dataclasses.replace(config.data, task="captions", num_others=0))
+    read_classes(data, config.evaluation)  # a name that does not fit shows before clips are read
+    return data
 
 
 def temperatures_of(split: str, values: dict[str, float]) -> Temperatures:

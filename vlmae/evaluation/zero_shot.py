@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,7 @@ from data_pipelines.loading.evaluation import EvalData
 from data_pipelines.schema.checks import UserError, check
 from data_pipelines.schema.json_files import read_text
 from data_pipelines.schema.records import Texts
+from vlmae.config.experiment import EvaluationConfig
 from vlmae.evaluation.encode import EvalInputs, encode_texts
 from vlmae.evaluation.intervals import mean_interval
 from vlmae.evaluation.metrics import best_ranks
@@ -22,6 +24,26 @@ from vlmae.runs.tables import markdown_table
 
 SHOWN = 5  # classes of each prediction
 NAMED = 5  # of what is wrong, in a message
+
+
+class PromptedClasses(NamedTuple):
+    """Classes of a split, and the texts that stand for them."""
+
+    templates: list[str]
+    names: dict[str, str]  # label -> name in prompts
+    labels: Int[np.ndarray, " n"]  # number of each clip's class
+
+
+def read_classes(data: EvalData, config: EvaluationConfig) -> PromptedClasses:
+    """Read templates and names, and find each clip's class; call it before clips are encoded.
+
+    Raises:
+      UserError, MissingError: see `read_templates`, `read_names` and `number_labels`.
+    """
+    templates = read_templates(config.prompts)
+    names = read_names(Path(config.labels).expanduser()) if config.labels else own_names(data)
+    labels = number_labels(data.names, data.labels, list(names))
+    return PromptedClasses(templates, names, labels)
 
 
 def evaluate_zero_shot(context: EvalContext, inputs: EvalInputs) -> Result:
@@ -36,16 +58,15 @@ def evaluate_zero_shot(context: EvalContext, inputs: EvalInputs) -> Result:
       `chance_top1`; `num_clips`, `num_classes`, `bad_clips`.
 
     Raises:
-      UserError: no clip can be decoded; see `read_templates`, `read_names` and `number_labels`.
+      UserError: no clip can be decoded; see `read_classes`.
     """
     data, clips, config = inputs.data, inputs.clips, inputs.config
     check(
         len(clips.rows) > 0,
         f"none of the {data.num_clips} clips can be decoded; pictures need --num-frames 1",
     )
-    templates = read_templates(config.prompts)
-    names = read_names(Path(config.labels).expanduser()) if config.labels else own_names(data)
-    labels = number_labels(data.names, data.labels, list(names))[clips.rows]
+    templates, names, labels = read_classes(data, config)
+    labels = labels[clips.rows]
     prompts = [fill(template, name) for name in names.values() for template in templates]
     scores = clips.embeddings @ embed_classes(context, data, prompts, len(names)).T
     correct = labels[:, None] == np.arange(len(names))
