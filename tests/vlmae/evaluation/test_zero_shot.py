@@ -121,7 +121,10 @@ def test_mean_per_class_and_ranks():
     [
         ({"prompts": ("a clip",)}, r"--prompts 'a clip' has no \{\} for the class, and is no file"),
         ({"prompts": ()}, r"--labels .*names.txt needs --prompts, such as"),
-        ({"num_frames": 4}, r"none of the 6 clips can be decoded; pictures need --num-frames 1"),
+        (
+            {"num_frames": 4, "labels": None},
+            r"none of the 6 clips can be decoded; pictures need --num-frames 1",
+        ),
         ({}, r"2 of the 3 labels of the data are not among the 2 of --labels: 'W6_w7' \(perhaps "),
     ],
 )
@@ -129,7 +132,7 @@ def test_what_does_not_fit_is_said(run, tmp_path, options, message):
     names = tmp_path / "names.txt"
     names.write_text("w5\nw6_w77\n")
     with pytest.raises(UserError, match=message):
-        classify(run, labels=names, **options)
+        classify(run, **{"labels": names} | options)
 
 
 def test_files_of_templates_and_of_names(tmp_path):
