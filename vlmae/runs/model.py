@@ -304,11 +304,7 @@ class Head(NamedTuple):
     """A part of a checkpoint that lets a method of `Model` work."""
 
     part: str  # name of its parameters
-<<<<<<< HEAD
-    score: Callable[..., PyTree]  # arrays
-=======
     score: Callable[..., PyTree]
->>>>>>> f5064e9 (Types: the scalars of VTC's logits are a pair)
 
 
 # Method -> its heads, the preferred one first. VTC's projections come with its temperature.
