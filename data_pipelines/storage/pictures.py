@@ -31,7 +31,9 @@ def open_frames(head: bytes, records: str) -> FrameClip:
 
 
 def _read(path: str, start: int, num_bytes: int) -> bytes:
-    return os.pread(_files()(path).fileno(), num_bytes, start)
+    # Held while it is read: of a file that two threads open at once, only one is kept.
+    file = _files()(path)
+    return os.pread(file.fileno(), num_bytes, start)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from data_pipelines.loading.evaluation import eval_data
 from data_pipelines.media.reencode import Reencode
 from data_pipelines.schema.checks import MissingError, UserError
 from data_pipelines.schema.config import DataConfig, SourceConfig
+from data_pipelines.storage import pictures
 from data_pipelines.storage.pictures import pictures_path
 from data_pipelines.storage.prepare import parse_args, prepare
 from data_pipelines.storage.stored import fingerprint, open_source, read_form
@@ -148,3 +149,11 @@ def test_command_line(capsys):
         with pytest.raises(SystemExit):
             parse_args(["shapes", *flags])
         assert message in capsys.readouterr().err
+
+
+def test_a_file_is_open_while_it_is_read(tmp_path, monkeypatch):
+    """Also that of a thread whose copy is not kept, because another one opened the file too."""
+    path = tmp_path / "a.pictures"
+    path.write_bytes(b"abcdef")
+    monkeypatch.setattr(pictures, "_files", lambda: lambda path: open(path, "rb", buffering=0))
+    assert pictures._read(str(path), 2, 3) == b"cde"
