@@ -17,9 +17,10 @@ Every length has a decay of its own: a trunk at constant rate, and branches that
 fifth. Seconds are those of a step, measured for all methods in one sitting, times the steps, since
 runs that share a machine slow one another.
 
-Result: docs/results.md, "Cost to reach dense quality".
+Results: docs/results.md, "Cost to reach dense quality" and the same with all objectives.
 """
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -206,18 +207,34 @@ def report(workdir: Path = Path("runs/claims"), reference: str = "dense", rounds
       reference: method whose quality the others are to reach.
       rounds: of measuring, see `step_seconds`.
     """
-    runs = find_runs(workdir)
-    names = [name for name in METHODS if any(run.title == f"claims_{name}" for run in runs)]
+    runs: dict[str, list[Run]] = {name: [] for name in METHODS}
+    for run in find_runs(workdir):
+        runs[run.title.removeprefix("claims_")].append(run)
+    names = [name for name, found in runs.items() if found]
     seconds = step_seconds(names, rounds)
     write_json(workdir / "step_seconds.json", seconds)
+    write_costs(runs, seconds, reference, workdir)
+    print((workdir / "cost_to_reach.md").read_text())
+
+
+def write_costs(
+    runs: Mapping[str, Sequence[Run]], seconds: Mapping[str, float], reference: str, out: Path
+) -> None:
+    """Write figure and tables of the runs of each method, from the seconds of a step of each."""
+    secs = {label(name): secs for name, secs in seconds.items()}
 
     def cost_of(run: Run, cost: str) -> float:
-        if cost == "seconds":
-            return run.steps * seconds[run.title.removeprefix("claims_")]
-        return total_cost(run, cost)
+        return run.steps * secs[run.title] if cost == "seconds" else total_cost(run, cost)
 
-    write_reach(runs, f"claims_{reference}", (), workdir, cost_of)
-    print((workdir / "cost_to_reach.md").read_text())
+    titled = [
+        dataclasses.replace(run, title=label(name)) for name, found in runs.items() for run in found
+    ]
+    write_reach(titled, label(reference), (), out, cost_of)
+
+
+def label(method: str) -> str:
+    """Name a method in a figure or table."""
+    return method.replace("_", " ")
 
 
 def run_command(*commands: Callable[..., None]) -> bool:
