@@ -34,9 +34,6 @@ class ObjectivesConfig(Checked):
     # and labels need data of their own kind, so they are off.
     vtc: NonNegative = 1.0
     """Video-text contrastive learning."""
-    vtc_loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax: each clip among all texts, and each text among all clips (CLIP); sigmoid: each pair
-    by itself, with a learned bias (SigLIP)."""
     vtm: NonNegative = 1.0
     """Video-text matching with hard negatives."""
     mlm: NonNegative = 1.0
@@ -57,6 +54,9 @@ class ObjectivesConfig(Checked):
     """Fraction of the tokens that masked language modeling predicts."""
     mask_text_for: Literal["mlm", "all"] = "mlm"
     """all: VTC and VTM read the masked text too, which saves a pass of the text encoder."""
+    vtc_loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax: each clip among all texts, and each text among all clips (CLIP); sigmoid: each pair
+    by itself, with a learned bias (SigLIP)."""
     vtc_scope: Literal["global", "local"] = "global"
     """Source of VTC's negatives: the global batch, or each group's own rows."""
     # Local by default, unlike VTC: a negative of VTM brings all its tokens, where one of VTC brings

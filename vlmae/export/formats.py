@@ -27,7 +27,7 @@ from vlmae.export.stablehlo import write_stablehlo
 from vlmae.export.stock import Stock, stock_text, stock_video
 from vlmae.runs.atomic_files import new_folder
 from vlmae.weights.export_format import check_parameters, describe, exported_of
-from vlmae.weights.torch_names import to_torch
+from vlmae.weights.torch_names import torch_views
 
 PREPROCESSOR = "preprocessor_config.json"
 CODE = ("modeling_vlmae.py", "auto_vlmae.py")  # files of this room that a torch export carries
@@ -99,7 +99,7 @@ def write_torch(checkpoint: Checkpoint, folder: Path) -> Usage:
     config, params = checkpoint.config, checkpoint.params
     write_json(folder / "config.json", describe(config, params, checkpoint.step))
     write_json(folder / PREPROCESSOR, clip_processor(config))
-    write_tensors(folder, to_torch(params))
+    write_tensors(folder, torch_views(params))
     for name in CODE:
         shutil.copyfile(Path(__file__).parent / name, folder / name)
     write_words(checkpoint, folder)

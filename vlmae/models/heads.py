@@ -105,7 +105,7 @@ class AnswerDecoder(nn.Module):
         embeddings = BertEmbeddings(text, self.deterministic, self.compute, name="embeddings")
         # The causal mask rules out the fused kernel.
         compute = dataclasses.replace(self.compute, attention="xla")
-        x, causal = embeddings(ids), causal_mask(*ids.shape)
+        x, causal = embeddings(ids), causal_mask(ids)
         for i in range(self.depth):
             block = bert_block(text, compute, f"block_{i}", self.deterministic)
             x = block(x, None, Source(fused), causal, lengths)

@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
         """Encode token ids; `mask` is True on valid tokens, which come first in each row."""
         features, layout = TextFeatures(self.embeddings(ids), mask), self.config.layout
         tokens, branch, lengths = features.tokens, None, features.lengths
-        causal = causal_mask(*ids.shape) if layout.causal else None
+        causal = causal_mask(ids) if layout.causal else None
         for i, block in enumerate(self.blocks):
             # Lengths, not a mask: padding comes last, and cuDNN's kernel takes lengths.
             tokens = block(tokens, lengths, mask=causal)
@@ -87,9 +87,10 @@ class TextEncoder(nn.Module):
         return self.embeddings.attend(x)
 
 
-def causal_mask(rows: int, length: int) -> Bool[Array, "b l l"]:
+def causal_mask(ids: Int[Array, "b l"]) -> Bool[Array, "b l l"]:
     """Mask by which each token reads itself and those before it."""
     # Rows alike, yet a mask for each: the kernels take [b q k].
+    rows, length = ids.shape  # in exports the number of rows is a symbol
     return jnp.broadcast_to(jnp.tri(length, dtype=bool), (rows, length, length))
 
 

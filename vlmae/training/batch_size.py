@@ -230,8 +230,8 @@ def program_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def memory_stats(mesh: jax.sharding.Mesh) -> dict[str, int]:
-    """Read the memory statistics of the first device; CPUs have none."""
-    return mesh.devices.flat[0].memory_stats() or {}
+    """Read the memory statistics of this process's first device; CPUs have none."""
+    return mesh.local_devices[0].memory_stats() or {}
 
 
 def memory_limit_bytes(mesh: jax.sharding.Mesh) -> int:
@@ -246,4 +246,4 @@ def memory_limit_bytes(mesh: jax.sharding.Mesh) -> int:
     lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
     available = [line for line in lines if line.startswith("MemAvailable:")]
     check(bool(available), "this machine does not report its memory: give --memory-gib")
-    return int(available[0].split()[1]) * 1024 // mesh.devices.size
+    return int(available[0].split()[1]) * 1024 // len(mesh.local_devices)

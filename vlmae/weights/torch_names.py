@@ -31,6 +31,15 @@ SAME_NAME = (  # and all below a `relative_bias`, which are named by their block
 
 
 def to_torch(params: PyTree) -> Tensors:
+    """Rename parameters to PyTorch's names, as contiguous float32 arrays.
+
+    Raises: as `torch_views`.
+    """
+    # safetensors writes the bytes of another order as if they were contiguous.
+    return {name: np.asarray(x, order="C") for name, x in torch_views(params).items()}
+
+
+def torch_views(params: PyTree) -> Tensors:
     """Rename parameters to PyTorch's names; kernels are transposed views, nothing is copied.
 
     Raises:
@@ -43,7 +52,7 @@ def to_torch(params: PyTree) -> Tensors:
 
 
 def from_torch(tensors: Tensors) -> PyTree:
-    """Invert `to_torch`: a tree of parameters; kernels are transposed views.
+    """Invert `to_torch`: a tree of parameters, contiguous.
 
     Raises:
       UserError: a tensor of an unknown kind, or one that is not float32; names it.
@@ -85,7 +94,7 @@ def _from_torch(name: str, x: np.ndarray) -> tuple[str, np.ndarray]:
         return "scale", x
     if parents and parents[-1] in TABLES:
         return "embedding", x
-    return "kernel", x.T
+    return "kernel", np.asarray(x.T, order="C")
 
 
 def _keeps_name(parents: list[str], leaf: str) -> bool:

@@ -42,7 +42,7 @@ from vlmae.runs.load import load_run, tokenizer_of
 from vlmae.training.init_weights import read_initial, take_initial
 from vlmae.weights import export_format
 from vlmae.weights.export_format import load_export
-from vlmae.weights.torch_names import from_torch, to_torch
+from vlmae.weights.torch_names import from_torch, to_torch, torch_views
 
 HEAD, TENSORS = "match_head.bias", "model.safetensors"
 CHANGES = {
@@ -146,7 +146,7 @@ def test_writing_holds_one_tensor_more(tmp_path):
     params = {f"block_{i}": {"kernel": np.ones((512, 256), "f4")} for i in range(64)}
     size = 64 * params["block_0"]["kernel"].nbytes
     tracemalloc.start()
-    write_tensors(tmp_path, to_torch(params))
+    write_tensors(tmp_path, torch_views(params))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < size / 16

@@ -279,7 +279,7 @@ def test_other_captions_do_not_change_the_embedding_of_a_video(params):
         shuffled = batch._replace(text_ids=batch.text_ids[order], text_mask=batch.text_mask[order])
         ours, theirs = (extract(model, b, KEYS, SMALL.objectives) for b in (batch, shuffled))
         embeddings = [model.embed_video(features.video) for features in (ours, theirs)]
-        compared = [embed(model, features) for features in (ours, theirs)]
+        compared = [embed(model, features, SMALL.objectives) for features in (ours, theirs)]
         return embeddings, [vtc_logits(x) for x in compared]
 
     embeddings, logits = apply(params, run)

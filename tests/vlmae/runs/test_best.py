@@ -114,7 +114,7 @@ def test_patience(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="--patience=1 needs --best-metric"):
         TrainConfig(patience=1)
-    with pytest.raises(UserError, match="needs --eval-every-steps above 0"):
+    with pytest.raises(UserError, match="needs --eval-every-steps or --eval-every-epochs"):
         TrainConfig(best_metric=METRIC)
     with pytest.raises(UserError, match="must begin with retrieval/"):
         check_metric("labels/map", ["retrieval"])

@@ -193,7 +193,8 @@ def test_the_seed_of_the_config_makes_the_state_and_the_batches(seed, monkeypatc
         params = {"w": jax.random.normal(jax.random.key(seed), (2, 2))}
         return TrainState(jnp.asarray(seed, "int32"), jnp.int32(0), params, tx.init(params))
 
-    monkeypatch.setattr(train, "make_init", lambda config: init)
+    monkeypatch.setattr(train, "abstract_state", lambda config: jax.eval_shape(init, 0))
+    monkeypatch.setattr(train, "sharded_init", lambda config, mesh: init)
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = start_state(config, make_mesh(config.mesh, jax.devices()[:1]), checkpoints)
     np.testing.assert_array_equal(state.params["w"], init(seed).params["w"])

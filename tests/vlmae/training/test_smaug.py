@@ -293,7 +293,7 @@ def test_a_run_with_merged_tokens_is_evaluated_at_both_keep_rates(run_tiny):
     metrics = json.loads((workdir / "result.json").read_text())["metrics"]
     pruned = {name for name in metrics if name.startswith(PRUNED)}
     assert {name.removeprefix(PRUNED) for name in pruned} == set(metrics) - pruned
-    assert metrics["pruned_retrieval/t2v_info_nce"] != metrics["retrieval/t2v_info_nce"]
+    assert any(metrics[name] != metrics[name.removeprefix(PRUNED)] for name in pruned)
     assert metric_of("pruned_retrieval/t2v_info_nce").better == "lower"
     assert (workdir / "pruned_retrieval.md").read_text()
     [again] = evaluate_workdir(workdir, keep_rate=0.5).values()
