@@ -215,7 +215,7 @@ def main(
     """Print the table, and write rehearsal.md and rehearsal.json.
 
     Args:
-      workdir: for data, weights, runs and exports, 10 GB of them.
+      workdir: for data, weights, runs and exports: many copies of ViT-B/16 and BERT-base.
       train_steps: of every training.
       out_dir: where the table goes.
     """
