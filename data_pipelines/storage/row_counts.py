@@ -31,11 +31,10 @@ def count_rows(source: SourceConfig, config: DataConfig) -> Rows:
 def _count(folder: pathlib.Path, source: SourceConfig, data_dir: str, task: str) -> Rows:
     del folder
     stored = read_texts(source, data_dir)
+    if task == "labels":  # no text is read: a clip without labels is one that has none of them
+        return Rows(len(stored), len(stored))
     return Rows(len(stored), sum(_rows_of(item, task) for item in stored))
 
 
 def _rows_of(item: RecordTexts, task: str) -> int:
-    if task == "captions":
-        return len(item.captions)
-    # A clip without labels is one that has none of them.
-    return 1 if task == "labels" else len(item.questions)
+    return len(item.captions if task == "captions" else item.questions)

@@ -206,11 +206,17 @@ def map_threads(function: Callable[[Any], Any], items: Iterable) -> Iterator:
 
 def _spool(example: Example, spool) -> Task:
     fields = {name: value for name, value in vars(example).items() if name != "media"}
-    texts = {name: tuple(fields[name]) for name in ("captions", "questions")}
-    texts["labels"] = None if example.labels is None else tuple(example.labels)
+    texts = _as_tuples(fields) | {"questions": tuple(example.questions)}
     start = spool.tell()
     spool.write(example.media)
     return Task(path=spool.name, size=len(example.media), start=start, **fields | texts)
+
+
+def _as_tuples(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
+    """Return captions and labels as a task holds them; labels that are not known stay None."""
+    labels = fields["labels"]
+    known = None if labels is None else tuple(labels)
+    return {"captions": tuple(fields["captions"]), "labels": known}
 
 
 def _format_task(task: Task) -> bytes:
@@ -232,13 +238,7 @@ def _parse_task(line: bytes, path: pathlib.Path) -> Task:
     fields = parse_json(line, path, keep_halves=True)  # the path must find its file
     try:
         questions = parse_questions(fields["questions"])
-        labels = fields["labels"]
-        texts = {
-            "captions": tuple(fields["captions"]),
-            "questions": questions,
-            "labels": None if labels is None else tuple(labels),
-        }
-        return Task(**fields | texts)
+        return Task(**fields | _as_tuples(fields) | {"questions": questions})
     except (LookupError, TypeError) as error:
         raise UserError(f"{path}: not a task: {error}") from error
 

@@ -163,7 +163,7 @@ def make_data(folder: Path, rng: np.random.Generator) -> None:
     for split, name in CC3M_FILES.items():
         links = [f"http://example.com/{split}/{i}.jpg" for i in range(IMAGES)]
         pictures = cc3m / "images" / split
-        pictures.mkdir(parents=True)
+        pictures.mkdir(parents=True, exist_ok=True)  # of a run that ended here
         for i, link in enumerate(links):
             small = Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8))
             picture = small.resize((640, 480), Image.Resampling.BICUBIC)

@@ -221,10 +221,10 @@ def write_costs(
     runs: Mapping[str, Sequence[Run]], seconds: Mapping[str, float], reference: str, out: Path
 ) -> None:
     """Write figure and tables of the runs of each method, from the seconds of a step of each."""
-    secs = {label(name): secs for name, secs in seconds.items()}
+    by_title = {label(name): secs for name, secs in seconds.items()}
 
     def cost_of(run: Run, cost: str) -> float:
-        return run.steps * secs[run.title] if cost == "seconds" else total_cost(run, cost)
+        return run.steps * by_title[run.title] if cost == "seconds" else total_cost(run, cost)
 
     titled = [
         dataclasses.replace(run, title=label(name)) for name, found in runs.items() for run in found

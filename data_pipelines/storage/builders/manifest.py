@@ -251,12 +251,12 @@ def _joined(tasks: Iterator[Task | Skipped]) -> Iterator[Task | Skipped]:
         else:
             groups.setdefault((task.path, task.match_id), []).append(task)
     for group in groups.values():
-        known = any(task.labels is not None for task in group)
         texts = {
             name: tuple(dict.fromkeys(text for x in group for text in getattr(x, name) or ()))
-            for name in ("captions", "questions", *(["labels"] if known else ()))
+            for name in ("captions", "questions", "labels")
         }
-        yield dataclasses.replace(group[0], **texts)
+        known = any(task.labels is not None for task in group)
+        yield dataclasses.replace(group[0], **texts if known else texts | {"labels": None})
 
 
 def _find(task: Task | Skipped) -> Task | Skipped:
