@@ -12,12 +12,7 @@ first checkpoint and run again. The same command goes on where it ended.
 
 import dataclasses
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,9 +23,9 @@ import tyro
 from PIL import Image
 
 from data_pipelines.media.video_writer import encode_video
+from experiments.benchmarks.commands import Step, format_table, run_step
 from experiments.benchmarks.report import print_report, write_report
 from vlmae.runs.atomic_files import write_json
-from vlmae.runs.tables import markdown_table
 
 CLIPS, IMAGES, TEST_CLIPS = 16, 16, 8
 COLORS = ("red", "green", "blue", "white", "black", "gray", "pink", "brown")
@@ -44,16 +39,6 @@ TINY = """
 """.split()
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A command of the rehearsal."""
-
-    name: str
-    words: tuple[str, ...]
-    made: str = ""  # the folder that it writes
-    kill_at: str = ""  # a file whose appearance ends it by SIGKILL
-
-
 def steps(workdir: Path, train_steps: int) -> Iterator[Step]:
     """List the commands, in order."""
     python, data = sys.executable, ("--data-dir", str(workdir / "data"))
@@ -61,22 +46,24 @@ def steps(workdir: Path, train_steps: int) -> Iterator[Step]:
     for name in ("webvid_2m", "cc3m", "msrvtt_7k", "msrvtt_qa"):
         source = ("--manual-dir", str(workdir / "published" / name))
         words = (*vlmae, "prepare", name, *source, *data, "--allow-other-counts")
-        yield Step(f"prepare {name}", words, f"data/{name}")
+        yield Step(f"prepare {name}", words, workdir / "data" / name)
     common = (*TINY, "--train.steps", str(train_steps), "--data.data-dir", str(workdir / "data"))
 
-    def train(name: str, words: Sequence[str], source: str = "", kill_at: str = "") -> Step:
+    def train(
+        name: str, words: Sequence[str], source: str = "", kill_at: Path | None = None
+    ) -> Step:
         path = Path(__file__).parents[1] / "smaug" / words[0]
         given = (*words[1:], *common, "--workdir", str(workdir / name))
         if source:
             given += ("--train.init-from", str(workdir / source))
-        return Step(name, (python, str(path), *given), name, kill_at)
+        return Step(name, (python, str(path), *given), workdir / name, kill_at)
 
     weights = workdir / "weights"
     first = [
         *("pretrain.py", "--train.init.video", str(weights / "mae")),
         *("--train.init.text", str(weights / "bert"), "--data.tokenizer", str(weights / "bert")),
     ]
-    killed = train("stage1", first, kill_at="checkpoints/2")
+    killed = train("stage1", first, kill_at=workdir / "stage1" / "checkpoints" / "2")
     yield dataclasses.replace(killed, name="stage1, killed")
     yield dataclasses.replace(train("stage1", first), name="stage1, resumed")
     yield train("stage2", ["pretrain_stage2.py"], source="stage1")
@@ -86,48 +73,10 @@ def steps(workdir: Path, train_steps: int) -> Iterator[Step]:
     for format in ("torch", "stablehlo", "onnx"):
         made = f"export_{format}"
         words = (*vlmae, "export", str(workdir / "retrieval"), str(workdir / made))
-        yield Step(f"export {format}", (*words, "--format", format), made)
+        yield Step(f"export {format}", (*words, "--format", format), workdir / made)
     compared = (str(workdir / "retrieval"), str(workdir / "export_torch"), "--python", python)
     module = (python, "-m", "experiments.benchmarks.exported")
-    yield Step("compare export", (*module, *compared, "--out-dir", str(workdir)), "exported.json")
-
-
-def run_step(step: Step, workdir: Path) -> dict:
-    """Run a command; return its seconds, peak memory, bytes on disk and seconds of compiling.
-
-    Raises:
-      SystemExit: it failed; its output was shown.
-    """
-    start, log = time.monotonic(), workdir / "logs" / f"{step.name.replace(' ', '_')}.txt"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("wb") as file:
-        process = subprocess.Popen(step.words, stdout=file, stderr=subprocess.STDOUT)
-        if step.kill_at:
-            _kill_at(process, workdir / step.made / step.kill_at)
-        _, status, usage = os.wait4(process.pid, 0)
-    secs, text = time.monotonic() - start, log.read_text(errors="replace")
-    code = os.waitstatus_to_exitcode(status)
-    if code != (-signal.SIGKILL if step.kill_at else 0):
-        sys.exit(f"{step.name}: exit code {code}, see {log}\n{text[-3000:]}")
-    compiled = re.findall(r"compiled the step .* in ([\d.]+) s", text)
-    return {
-        "step": step.name,
-        "secs": secs,
-        "compile_secs": sum(map(float, compiled)) if compiled else None,
-        "peak_gib": usage.ru_maxrss * 1024 / 2**30,
-        "disk_mb": _size(workdir / step.made) / 1e6,
-    }
-
-
-def _kill_at(process: subprocess.Popen, path: Path) -> None:
-    while process.poll() is None and not path.exists():
-        time.sleep(0.05)
-    process.kill()
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [x for x in path.rglob("*") if x.is_file()]
-    return sum(x.stat().st_size for x in files)
+    yield Step("compare export", (*module, *compared, "--out-dir", str(workdir)))
 
 
 def make_weights(folder: Path) -> None:
@@ -191,22 +140,6 @@ def make_data(folder: Path, rng: np.random.Generator) -> None:
         write_json(questions / f"{split}_qa.json", asked)
 
 
-def format_table(rows: Sequence[dict]) -> str:
-    """Format a row a command."""
-    head = ["command", "s", "of these compiling", "peak GiB", "MB on disk"]
-    cells = [
-        [
-            row["step"],
-            f"{row['secs']:.0f}",
-            "" if row["compile_secs"] is None else f"{row['compile_secs']:.0f}",
-            f"{row['peak_gib']:.2f}",
-            f"{row['disk_mb']:.0f}",
-        ]
-        for row in rows
-    ]
-    return markdown_table([head, *cells])
-
-
 def main(
     workdir: Path = Path("runs/rehearsal"),
     train_steps: int = 4,
@@ -228,7 +161,7 @@ def main(
     rows = json.loads(done.read_text())
     for step in steps(workdir, train_steps):
         if step.name not in {row["step"] for row in rows}:
-            rows.append(run_step(step, workdir))
+            rows.append(run_step(step, workdir / "logs", workdir))
             write_json(done, rows)
             print(json.dumps(rows[-1]), flush=True)
     settings = {"train_steps": train_steps, "batch_size": 4}

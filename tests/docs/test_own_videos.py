@@ -7,13 +7,13 @@ evaluates each at a tiny size, in the order of the page.
 import csv
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import clips
 import pytest
 
+from experiments.benchmarks.journey import commands_of
 from vlmae.cli import experiment
 from vlmae.cli import main as commands
 from vlmae.cli.run_experiment import resolve
@@ -29,12 +29,6 @@ TINY = """
     --model.text.width 16 --model.text.depth 1 --model.text.num-heads 2 --model.text.mlp-dim 32
     --model.pixel-decoder.width 16 --model.embed-dim 8 --evaluation.pictures 0
 """.split()
-
-
-def commands_of(section: str) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", SECTIONS[section], re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines]
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def run(words: list[str], monkeypatch) -> None:
 
 def test_every_task_has_its_file_and_at_most_three_commands():
     for section in TASKS:
-        assert 'csv title="' in SECTIONS[section] and 1 < len(commands_of(section)) <= 3
+        assert 'csv title="' in SECTIONS[section] and 1 < len(commands_of(PAGE, section)) <= 3
 
 
 @pytest.mark.e2e
@@ -79,11 +73,11 @@ def test_files_are_prepared_and_recipes_fit_them(folder, monkeypatch, section):
     configs = []
     monkeypatch.setattr(experiment, "run", lambda command, _: configs.append(command.config))
     monkeypatch.setattr(experiment, "keep_freed_memory", lambda: None)
-    for words in commands_of(section):
+    for words in commands_of(PAGE, section):
         # Runs of other sections are not there: what they have trained is not needed here.
         run(words[: words.index("--train.init-from")] if "--train.init-from" in words else words,
             monkeypatch)  # fmt: skip
-    assert len(configs) == len(commands_of(section)) - 1
+    assert len(configs) == len(commands_of(PAGE, section)) - 1
     for config in configs:
         config, _, _ = resolve(config)
         assert config.data.train[0].split == "train[:80%]"
@@ -96,7 +90,7 @@ def test_files_are_prepared_and_recipes_fit_them(folder, monkeypatch, section):
 @pytest.mark.timeout(3600)  # nine programs to compile, one after the other
 def test_the_page_runs(folder, monkeypatch, capsys):
     for section in (*TASKS, "Search"):
-        for words in commands_of(section):
+        for words in commands_of(PAGE, section):
             run(words + (TINY if words[0] == "python" else []), monkeypatch)
         found = re.findall(r"`(runs/\w+/)?(\w+\.md)`", SECTIONS[section])
         where = next((place for place, _ in found if place), "runs/mine_pretrain/")

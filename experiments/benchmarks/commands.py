@@ -1,0 +1,126 @@
+"""Commands as a user gives them, in processes of their own: seconds, silence, memory, disk."""
+
+import dataclasses
+import errno
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmae.runs.tables import markdown_table
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = {  # a field of a row: its heading, and the digits that are shown
+    "secs": ("s", 0),
+    "compile_secs": ("of these compiling", 0),
+    "silence_secs": ("longest silence, s", 1),
+    "peak_gib": ("peak GiB", 2),
+    "disk_mb": ("MB on disk", 1),
+}
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and movements of the cursor
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command, and what it makes."""
+
+    name: str
+    words: tuple[str, ...]
+    made: Path | None = None  # the file or folder that it writes
+    kill_at: Path | None = None  # whose appearance ends it by SIGKILL
+
+
+def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dict[str, Any]:
+    """Run a command in `folder`, at a terminal of its own; keep what it prints in `log_dir`.
+
+    Returns:
+      `step` (its name), `secs` in all, `compile_secs` as the command says them (None: it compiled
+      no step), `silence_secs`, the longest time between two outputs, `peak_gib` of one process's
+      memory, and `disk_mb` of what it made.
+
+    Raises:
+      SystemExit: it failed; the end of its output is shown.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log = log_dir / f"{re.sub(r'[^0-9A-Za-z]+', '_', step.name)[:80]}.txt"
+    start = time.monotonic()
+    controller, terminal = pty.openpty()  # bars are drawn, and lines are not kept back
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    process = subprocess.Popen(
+        step.words, stdout=terminal, stderr=terminal, cwd=folder, env=environment
+    )
+    os.close(terminal)
+    with log.open("wb") as file:
+        silence = _copy_output(controller, file.write, lambda: _kill_if_due(process.pid, step))
+    _, status, usage = os.wait4(process.pid, 0)
+    secs, text = time.monotonic() - start, _CONTROL.sub("", log.read_text(errors="replace"))
+    code = os.waitstatus_to_exitcode(status)
+    if code != (-signal.SIGKILL if step.kill_at else 0):
+        sys.exit(f"{step.name}: exit code {code}, see {log}\n{text[-3000:]}")
+    compiled = re.findall(r"compiled the step .* in ([\d.]+) s", text)
+    return {
+        "step": step.name,
+        "secs": secs,
+        "compile_secs": sum(map(float, compiled)) if compiled else None,
+        "silence_secs": silence,
+        "peak_gib": usage.ru_maxrss * 1024 / 2**30,
+        "disk_mb": size(step.made) / 1e6 if step.made else None,
+    }
+
+
+def _copy_output(
+    controller: int, write: Callable, tick: Callable, every_secs: float = 0.1
+) -> float:
+    """Copy what comes until the end; return the longest wait, the first and last included."""
+    os.set_blocking(controller, False)
+    last, longest = time.monotonic(), 0.0
+    while True:
+        tick()
+        try:
+            content = os.read(controller, 1 << 16)
+        except BlockingIOError:
+            time.sleep(every_secs)
+            continue
+        except OSError as error:
+            if error.errno != errno.EIO:  # the other side is closed
+                raise
+            content = b""
+        now = time.monotonic()
+        last, longest = now, max(longest, now - last)
+        if not content:
+            os.close(controller)
+            return longest
+        write(content)
+
+
+def _kill_if_due(pid: int, step: Step) -> None:
+    if step.kill_at and step.kill_at.exists():
+        os.kill(pid, signal.SIGKILL)  # not by Popen, which would take the process's usage away
+
+
+def size(path: Path) -> int:
+    """Count the bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else [x for x in path.rglob("*") if x.is_file()]
+    return sum(x.stat().st_size for x in files)
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format results of `run_step`, a row each; columns without any figure are left out."""
+    shown = {
+        key: column for key, column in COLUMNS.items() if any(row[key] is not None for row in rows)
+    }
+    cells = [
+        [row["step"]]
+        + [
+            "" if row[key] is None else f"{row[key]:.{digits}f}"
+            for key, (_, digits) in shown.items()
+        ]
+        for row in rows
+    ]
+    return markdown_table([["command", *(heading for heading, _ in shown.values())], *cells])
