@@ -16,6 +16,9 @@ from data_pipelines.storage.records import RecordTexts
 from data_pipelines.storage.stored import open_source, read_texts, tokenizer_for
 from data_pipelines.text.tokenize import Tokenizer
 
+# A worker needs seconds to start, in which threads of this process read as many.
+CLIPS_A_WORKER = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalData:
@@ -63,8 +66,12 @@ class EvalData:
         """Decode token ids to text."""
         return self._rows.maker.tokenizer.decode(ids)
 
-    def batches(self, part: int = 0, parts: int = 1) -> BatchIterator:
+    def batches(
+        self, part: int = 0, parts: int = 1, num_workers: int | None = None
+    ) -> BatchIterator:
         """Read all batches, or one part of each; `valid` is False in rows that only pad.
+
+        `num_workers` processes read them; by default those of the config, or none for few clips.
 
         Raises:
           UserError: `parts` does not divide the batch size.
@@ -76,7 +83,10 @@ class EvalData:
         num_rows = -(-self.num_clips // size) * size
         batches = grain.MapDataset.range(num_rows).map(self._rows).batch(rows)
         # Sliced by local batches, as in training: rows of a global batch stay contiguous.
-        return iterate(batches[part::parts], self._config.num_workers)
+        if num_workers is None:
+            num_workers = self._config.num_workers
+            num_workers *= self.num_clips >= CLIPS_A_WORKER * num_workers * parts
+        return iterate(batches[part::parts], num_workers)
 
 
 def eval_data(config: DataConfig, classes: Classes | None = None) -> EvalData:

@@ -56,7 +56,7 @@ def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dic
         step.words, stdout=terminal, stderr=terminal, cwd=folder, env=environment
     )
     os.close(terminal)
-    with log.open("wb") as file:
+    with log.open("wb", buffering=0) as file:
         silence = _copy_output(controller, file.write, lambda: _kill_if_due(process.pid, step))
     _, status, usage = os.wait4(process.pid, 0)
     secs, text = time.monotonic() - start, _CONTROL.sub("", log.read_text(errors="replace"))

@@ -28,7 +28,7 @@ from vlmae.launching.sweep_plan import (
     run_state,
 )
 from vlmae.launching.sweep_run import errors_recorded, run_all
-from vlmae.parallel.compile_cache import share_programs
+from vlmae.parallel.compile_cache import keep_programs
 from vlmae.parallel.exit_codes import raise_at_ctrl_c
 from vlmae.parallel.gpu_settings import take_gpu_memory
 from vlmae.parallel.malloc import keep_freed_memory
@@ -121,10 +121,10 @@ def run_here(command: Command, run: SweepRun | None = None) -> None:
     """Run the experiment, or one run of its sweep, in this process, unless it is complete."""
     end_with_parent()  # does nothing unless a sweep or a launcher started this process
     command.processes.connect()
+    keep_programs()
     workdir = run.workdir if run else command.root
     if run:
         workdir.mkdir(parents=True, exist_ok=True)  # a refused config leaves its error there
-        share_programs(command.root / "programs")
     # Around everything: a run of a sweep has no terminal that anyone reads.
     with errors_recorded(workdir):
         is_back = command.resume_step is not None

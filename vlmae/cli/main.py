@@ -60,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: no command {name!r}{hint}\n\n{usage()}")
     raise_at_ctrl_c()
     try:
-        code = parse(name, rest)()
+        run = parse(name, rest)
+        if "jax" in sys.modules:  # a command that computes
+            from vlmae.parallel.compile_cache import keep_programs
+
+            keep_programs()
+        code = run()
     except UserError as error:
         sys.exit(f"error: {error}")
     sys.exit(code if isinstance(code, int) else 0)  # other results are for Python

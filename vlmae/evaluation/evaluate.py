@@ -141,7 +141,7 @@ def picture_first_clips(
     Raises:
       UserError: no clip can be decoded.
     """
-    with contextlib.closing(data.batches()) as batches:
+    with contextlib.closing(data.batches(num_workers=0)) as batches:
         number, batch = next(((i, x) for i, x in enumerate(batches) if x.valid.any()), (0, None))
     if batch is None:
         raise UserError(f"none of the {data.num_clips} evaluation clips can be decoded")

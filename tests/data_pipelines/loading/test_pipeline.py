@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from batches import Stills, assert_equal, take, with_split
 
-from data_pipelines.loading import rows
+from data_pipelines.loading import evaluation, rows
 from data_pipelines.loading.evaluation import eval_data
 from data_pipelines.loading.pipeline import BatchIterator
 from data_pipelines.media import decode, transforms
@@ -238,11 +238,21 @@ def test_evaluation_shares_rows_between_processes(shapes_config):
     assert_equal(joined, list(data.batches()))
 
 
+@pytest.mark.parametrize("clips_a_worker, expected", [(11, 0), (10, 1)])
+def test_evaluation_starts_no_worker_for_few_clips(
+    shapes_config, monkeypatch, clips_a_worker, expected
+):
+    started = []
+    monkeypatch.setattr(evaluation, "CLIPS_A_WORKER", clips_a_worker)
+    monkeypatch.setattr(evaluation, "iterate", lambda _, num_workers: started.append(num_workers))
+    eval_data(dataclasses.replace(shapes_config, num_workers=1)).batches()  # of ten clips
+    assert started == [expected]
+
+
 @pytest.mark.e2e
 def test_evaluation_with_workers_and_bad_clips(damaged_config):
-    config = dataclasses.replace(damaged_config, num_workers=1)
-    batches = list(eval_data(config).batches())
-    assert_equal(batches, list(eval_data(damaged_config).batches()))
+    batches = list(eval_data(damaged_config).batches(num_workers=1))
+    assert_equal(batches, list(eval_data(damaged_config).batches(num_workers=0)))
     assert sum(batch.valid.sum() for batch in batches) == 2
 
 

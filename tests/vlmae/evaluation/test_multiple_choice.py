@@ -165,8 +165,9 @@ def test_accuracy_from_single_pairs(kind):
         )
         for batch_size in (4, 5)
     )
-    assert result == other
-    actual = result.metrics
+    assert result.predictions == other.predictions
+    actual = result.metrics  # of another batch size but for the order of sums
+    assert actual == pytest.approx(other.metrics, rel=1e-5)
 
     usable = np.flatnonzero(given.rows != BAD_CLIP)
     kept = Texts(*(x[usable] for x in given[:4]), tuple(given.captions[i] for i in usable))

@@ -315,10 +315,11 @@ def is_quiet(path: Path) -> bool:
 @pytest.mark.timeout(600)
 def test_runs_that_differ_in_values_alone_share_their_programs(command_line, script_env, tmp_path):
     words = ["optim.learning-rate=1e-3,1e-2", "objectives.vtc=2.0"]
-    env = {key: x for key, x in script_env.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    env = script_env | {"HOME": str(tmp_path)}
+    del env["JAX_COMPILATION_CACHE_DIR"]
     done = subprocess.run(command_line("--sweep", *words), env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    programs = [path.name for path in (tmp_path / "sweep" / "programs").rglob("jit_*-cache")]
+    programs = [path.name for path in (tmp_path / ".cache/vlmae/programs").rglob("jit_*-cache")]
     assert len([name for name in programs if name.startswith("jit_step-")]) == 1, programs
     losses = [
         next(line["loss/total"] for line in read_metrics(workdir) if line["step"] == 3)
