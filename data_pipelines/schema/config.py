@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen
+from annotated_types import MinLen
 
 from data_pipelines.schema.checks import check, check_folder_name
 from data_pipelines.schema.fields import Checked, Count, Positive, Rate, Share, Size
@@ -50,8 +50,9 @@ class DataConfig(Checked):
     """Height and width of a frame in pixels after cropping."""
     train_size: Count = 0
     """Height and width of a training frame, if it is not `image_size`; 0: it is."""
-    text_len: Annotated[int, Ge(3)] = 32
-    """Tokens of a caption with [CLS] and [SEP]; longer captions are cut."""
+    text_len: Count = 32
+    """Tokens of a caption with [CLS] and [SEP]; longer captions are cut. 0: as many as the longest
+    text of training has, up to a multiple of 8 and no more than `model.text.max_len`."""
     num_others: Count = 0
     """Wrong options with each training clip for multiple choice modeling: captions of other clips
     of the source, or those of the question; 0 takes captions of other clips of the batch."""
@@ -83,6 +84,7 @@ class DataConfig(Checked):
     def check_together(self) -> None:
         """Check that training sources have names, and that the task has options."""
         check(all(source.name for source in self.train), "--train needs a name for each source")
+        check(self.text_len not in (1, 2), f"--text-len={self.text_len} is less than 3")
         check(
             self.task in ("captions", "options") or not self.num_others,
             f"--num-others={self.num_others} needs --task=captions or --task=options",

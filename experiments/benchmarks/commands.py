@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ COLUMNS = {  # a field of a row: its heading, and the digits that are shown
     "peak_gib": ("peak GiB", 2),
     "disk_mb": ("MB on disk", 1),
 }
+WINDOW = (40, 120)  # rows and columns of the terminal: without a width, no bar is drawn
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours, and movements of the cursor
 
 
@@ -51,6 +53,7 @@ def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dic
     log = log_dir / f"{re.sub(r'[^0-9A-Za-z]+', '_', step.name)[:80]}.txt"
     start = time.monotonic()
     controller, terminal = pty.openpty()  # bars are drawn, and lines are not kept back
+    termios.tcsetwinsize(terminal, WINDOW)
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     process = subprocess.Popen(
         step.words, stdout=terminal, stderr=terminal, cwd=folder, env=environment

@@ -6,10 +6,8 @@ It trains from scratch, in minutes on a CPU. `docs/guide/own-videos.md` says how
 from typing import NamedTuple
 
 from data_pipelines.schema.config import DataConfig, SourceConfig
-from data_pipelines.schema.records import Question
 from data_pipelines.storage.row_counts import count_rows
 from data_pipelines.storage.stored import dataset_folder, is_prepared, read_info, read_texts
-from data_pipelines.text.tokenize import load_tokenizer
 from experiments.sweeps import Changes
 from vlmae.config.experiment import ExperimentConfig, ObjectivesConfig, OptimConfig, TrainConfig
 from vlmae.config.model import (
@@ -35,12 +33,11 @@ class Fit(NamedTuple):
     evaluation: str
     batch_size: int
     epochs: float
-    text_len: int
     options: int
     """Options of its multiple-choice questions; 0: it has none."""
 
 
-UNKNOWN = Fit("train", "test", batch_size=16, epochs=EPOCHS, text_len=32, options=0)
+UNKNOWN = Fit("train", "test", batch_size=16, epochs=EPOCHS, options=0)
 
 
 def small(name: str, data: str, data_dir: str, task: str, changes: Changes) -> ExperimentConfig:
@@ -50,7 +47,7 @@ def small(name: str, data: str, data_dir: str, task: str, changes: Changes) -> E
       name: of the task; the run lies in runs/DATA_NAME.
       data: the data set; one that is not prepared is reported when the run begins.
       data_dir: folder of prepared data sets.
-      task: see `DataConfig.task`; decides what is counted as an epoch and how long texts are.
+      task: see `DataConfig.task`; decides what is counted as an epoch.
       changes: values of further fields, by dotted names.
     """
     fit = fit_to(data, data_dir, task) if is_prepared(data, data_dir) else UNKNOWN
@@ -64,7 +61,7 @@ def small(name: str, data: str, data_dir: str, task: str, changes: Changes) -> E
             batch_size=fit.batch_size,
             eval_batch_size=16,
             image_size=64,
-            text_len=fit.text_len,
+            text_len=0,  # the longest one
             min_crop_scale=0.6,
             flip=False,  # texts may name left and right
             num_workers=1,
@@ -100,19 +97,14 @@ def fit_to(data: str, data_dir: str, task: str) -> Fit:
     clips, rows = count_rows(config.train[0], config)
     # A power of two, at most half of the clips: a batch should hold each of them once.
     batch_size = min(MAX_BATCH, 1 << max(1, (clips // 2).bit_length() - 1))
-    asked, texts = [], [""]
-    for item in read_texts(config.train[0], data_dir):
-        asked += item.questions
-        texts += item.captions if task in ("captions", "labels") else [_longest(item.questions)]
-    # Up to eight more: texts that are held out may be longer.
-    length = load_tokenizer(folder).longest(texts) + 7
+    items = read_texts(config.train[0], data_dir)
+    options = [len(question.options) for item in items for question in item.questions]
     return Fit(
         train,
         evaluation,
         batch_size,
         epochs=max(EPOCHS, round(STEPS * batch_size / max(1, rows), 1)),
-        text_len=min(MAX_TEXT_LEN, length - length % 8),
-        options=max((len(question.options) for question in asked), default=0),
+        options=max(options, default=0),
     )
 
 
@@ -125,9 +117,3 @@ def choose_splits(names: list[str]) -> tuple[str, str]:
     train = "train" if "train" in names else names[0]
     held_out = next((name for name in HELD_OUT if name in names and name != train), None)
     return (train, held_out) if held_out else (f"{train}[:80%]", f"{train}[80%:]")
-
-
-def _longest(questions: tuple[Question, ...]) -> str:
-    """Return the longest text of a question, with an option where it has any."""
-    texts = [x.text_of(option) for x in questions for option in (*x.options, "")]
-    return max(texts, key=len, default="")

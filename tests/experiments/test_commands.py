@@ -21,6 +21,12 @@ def test_seconds_silence_and_disk_are_of_the_command(tmp_path):
     assert 0.001 < row["peak_gib"] < 1
 
 
+def test_bars_are_drawn(tmp_path):
+    counts = "import tqdm; [i for i in tqdm.tqdm(range(1000), dynamic_ncols=True)]"
+    run_step(Step("bar", (sys.executable, "-c", counts)), tmp_path, tmp_path)
+    assert "1000/1000" in (tmp_path / "bar.txt").read_text()
+
+
 def test_a_command_that_fails_ends_the_benchmark_with_its_words(tmp_path):
     step = Step("fails", (sys.executable, "-c", "print('why'); raise SystemExit(3)"))
     with pytest.raises(SystemExit, match=r"fails: exit code 3.*\n.*why"):

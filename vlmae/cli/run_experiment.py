@@ -23,6 +23,7 @@ from data_pipelines.storage.stored import (
     source_states,
     tokenizer_for,
 )
+from data_pipelines.storage.text_lengths import longest_text
 from data_pipelines.text.tokenize import Tokenizer, load_tokenizer
 from vlmae.config.epochs import has_epochs, in_steps
 from vlmae.config.experiment import ExperimentConfig
@@ -193,7 +194,7 @@ def resolve(config: ExperimentConfig) -> tuple[ExperimentConfig, Tokenizer, Clas
     config = with_source_tokenizer(with_source_model(config))
     with waiting("reading vocabulary and classes"):
         tokenizer, classes = tokenizer_for(config.data), classes_for(config.data)
-    config = with_steps(with_vocabulary(config, tokenizer))
+    config = with_text_len(with_steps(with_vocabulary(config, tokenizer)), tokenizer)
     return with_classes(config, classes) if classes else config, tokenizer, classes
 
 
@@ -270,6 +271,20 @@ def with_vocabulary(config: ExperimentConfig, tokenizer: Tokenizer) -> Experimen
         )
         filled["objectives.mcm_template_ids"] = template
     return override(config, filled)
+
+
+def with_text_len(config: ExperimentConfig, tokenizer: Tokenizer) -> ExperimentConfig:
+    """Fill in the length of texts, where the config leaves it to the data.
+
+    By the tokenizer that is used: with initial parameters of another run comes that run's own,
+    which may cut unknown words into many pieces.
+    """
+    if config.data.text_len:
+        return config
+    with waiting("measuring the texts"):
+        longest = longest_text(config.data, tokenizer)
+    length = min(-(-longest // 8) * 8, config.model.text.max_len)
+    return override(config, {"data.text_len": length})
 
 
 def with_source_tokenizer(config: ExperimentConfig) -> ExperimentConfig:

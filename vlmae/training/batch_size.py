@@ -117,14 +117,7 @@ def check_memory(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
         return
     state = abstract_state(config)
     shards = state_shardings(state, mesh)
-
-    def size(arrays: PyTree, shardings: PyTree) -> int:
-        def held(x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> int:
-            return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-        return sum(jax.tree.leaves(jax.tree.map(held, arrays, shardings)))
-
-    state_bytes = size(state, shards) + size(state.params, shards.params)
+    state_bytes = shard_bytes(state, shards) + shard_bytes(state.params, shards.params)
     batch_bytes = (1 + AHEAD) * bytes_per_device(abstract_batch(config), mesh)
     check(
         state_bytes + batch_bytes <= limit_bytes,
@@ -132,6 +125,15 @@ def check_memory(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
         f"memory; parameters, gradients and moments take {state_bytes / GIB:.3g} GiB, and "
         f"{1 + AHEAD} batches {batch_bytes / GIB:.3g} GiB; --find-batch-size finds the largest",
     )
+
+
+def shard_bytes(arrays: PyTree, shardings: PyTree) -> int:
+    """Sum the bytes of arrays on each device."""
+
+    def held(x: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(held, arrays, shardings)))
 
 
 def batch_sizes(config: ExperimentConfig, shards: int) -> tuple[int, int]:
@@ -203,6 +205,8 @@ def try_batch(
             next_bytes = AHEAD * bytes_per_device(batch, mesh)
             # Known without running, so a size that cannot fit costs a compilation and no crash.
             needed_bytes = program_bytes(compiled) + next_bytes
+            if not target and jax.default_backend() == "cpu":  # a save copies the state there
+                needed_bytes += shard_bytes(state, state_shardings(state, mesh))
             if needed_bytes > limit_bytes:
                 return Trial(size, needed_bytes, fits=False)
             # The compiler does not know what else is on the device, or how fragmented it is: only a

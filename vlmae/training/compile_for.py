@@ -100,7 +100,8 @@ def compile_for(target: Target, config: ExperimentConfig) -> CompiledFor:
 def with_defaults(config: ExperimentConfig) -> ExperimentConfig:
     """Fill in what the data would decide, where a config leaves it to them.
 
-    The vocabulary is BERT's, and the words of MCM's template have an id each.
+    The vocabulary is BERT's, texts are as long as the model reads, and the words of MCM's template
+    have an id each.
 
     Raises:
       UserError: the number of classes is open, which only the data know.
@@ -109,7 +110,8 @@ def with_defaults(config: ExperimentConfig) -> ExperimentConfig:
     classes = config.model.num_classes or not classified or objectives.answer_kind == "decoder"
     check(bool(classes), "--model.num-classes=0 takes the number from the data: give it here")
     changes: dict[str, object] = {
-        "model.text.vocab_size": config.model.text.vocab_size or BERT_WORDS
+        "model.text.vocab_size": config.model.text.vocab_size or BERT_WORDS,
+        "data.text_len": config.data.text_len or config.model.text.max_len,
     }
     if objectives.mcm and not objectives.mcm_template_ids:
         words = objectives.mcm_template.replace("{}", " {} ").split()

@@ -11,6 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from data_pipelines.schema.records import Batch
+from vlmae.parallel.malloc import return_freed_memory
 from vlmae.parallel.processes import wait_for_all
 from vlmae.runs.waiting import waiting
 from vlmae.training.step_cost import collective_bytes, count_flops, describe_bytes, sum_flops
@@ -53,6 +54,8 @@ class CompiledStep:
         self.notify(f"compiling the step for video {shape}: {cost}")
         with waiting(f"compiling the step for video {shape}", self.notify):
             program = traced.lower().compile()
+        del traced
+        return_freed_memory()
         secs = time.perf_counter() - start
         figures = {"speed/flops_per_clip": flops}
         if jax.device_count() > 1:  # one device exchanges nothing

@@ -91,15 +91,24 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} parameters"]
-        for name in ("resized", "missing", "unused"):
-            lines += [f"  {name}: {entry}" for entry in getattr(self, name)]
-        for part, entries in itertools.groupby(
-            sorted(self.mismatched), lambda entry: entry.split("/")[0]
-        ):
+        lines += [f"  resized: {entry}" for entry in self.resized]
+        used = {_part(entry) for entry in self.loaded}
+        for name in ("missing", "unused"):
+            for part, entries in itertools.groupby(sorted(getattr(self, name)), _part):
+                listed = list(entries)
+                if len(listed) > 1 and part not in used:  # a head, or a decoder: as a whole
+                    listed = [f"{part} ({len(listed)} parameters)"]
+                lines += [f"  {name}: {entry}" for entry in listed]
+        for part, entries in itertools.groupby(sorted(self.mismatched), _part):
             first, *others = entries
             more = f", and {len(others)} more of {part}" if others else ""
             lines.append(f"  left out, of another shape: {first}{more}")
         return "\n".join(lines)
+
+
+def _part(entry: str) -> str:
+    """Return the part of the model in a parameter's path, or a published name as it is."""
+    return entry if " of " in entry else entry.split("/")[0]
 
 
 def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:

@@ -14,6 +14,7 @@ from vlmae.config.experiment import ExperimentConfig, load_config
 from vlmae.config.phases import Segment, segments
 from vlmae.config.tree import differing, override
 from vlmae.parallel.exit_codes import Preempted
+from vlmae.parallel.malloc import return_freed_memory
 from vlmae.parallel.preemption import PreemptionNotice
 from vlmae.parallel.processes import is_main_process, print_on_main_process
 from vlmae.parallel.sharding import (
@@ -205,6 +206,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, config.train.keep_checkpoints))
         with waiting("making or reading the parameters"):
             state, loaded = start_state(config, mesh, checkpoints, resume_step)
+        return_freed_memory()
         best = BestKeeper(config.train.best_metric, config.train.patience, workdir, checkpoints)
         best.go_on_from(int(state.step))
         start, last = int(state.step), config.train.steps

@@ -54,6 +54,20 @@ libc.free(ctypes.c_void_p(block))
 print(end - start > 2 << 30 and libc.sbrk(0) == end)  # some of it may have been there
 """
 
+FREED = """
+from vlmae.parallel.malloc import keep_freed_memory, return_freed_memory
+
+def held_mib():
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x[:6] == "VmRSS:") / 1024
+
+keep_freed_memory()
+blocks = [bytes(b"x") * 200_000 for _ in range(2000)]
+full, blocks = held_mib(), blocks[-1:]
+freed = held_mib()
+return_freed_memory()
+print(full - freed < 40 and full - held_mib() > 340)
+"""
+
 
 def run(program: str, *arguments: str) -> str:
     """Return what a Python program prints in a process of its own."""
@@ -76,6 +90,11 @@ def test_a_step_takes_no_new_memory_from_the_kernel():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_blocks_larger_than_2_gib_stay_too():
     assert run(LARGE).strip() == "True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_what_is_free_can_be_given_back_once():
+    assert run(FREED).strip() == "True"
 
 
 @pytest.fixture

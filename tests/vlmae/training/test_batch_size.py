@@ -113,6 +113,16 @@ def try_tiny(config: ExperimentConfig, size: int, limit_bytes: int) -> finding.T
     return try_batch(config, mesh, finding.sharded_init(config, mesh), batch, limit_bytes)
 
 
+def test_a_save_on_a_cpu_needs_the_state_once_more(tiny_config, monkeypatch):
+    config = tiny_vtc(tiny_config)
+    on_cpu = try_tiny(config, 4, GIB).needed_bytes
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    state = jax.tree.leaves(finding.abstract_state(config))
+    assert on_cpu - try_tiny(config, 4, GIB).needed_bytes == sum(
+        x.size * x.dtype.itemsize for x in state
+    )
+
+
 @pytest.mark.slow
 def test_the_command_finds_what_just_fits(tiny_config, run_tiny, monkeypatch):
     """With exactly the memory that 24 rows need."""
