@@ -1,5 +1,6 @@
 """Commands as a user gives them, in processes of their own: seconds, silence, memory, disk."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -43,8 +44,8 @@ def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dic
 
     Returns:
       `step` (its name), `secs` in all, `compile_secs` as the command says them (None: it compiled
-      no step), `silence_secs`, the longest time between two outputs, `peak_gib` of one process's
-      memory, and `disk_mb` of what it made.
+      no step), `silence_secs`, the longest time between two outputs, `peak_gib` of the memory of
+      its first process, and `disk_mb` of what it made.
 
     Raises:
       SystemExit: it failed; the end of its output is shown.
@@ -54,16 +55,24 @@ def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dic
     start = time.monotonic()
     controller, terminal = pty.openpty()  # bars are drawn, and lines are not kept back
     termios.tcsetwinsize(terminal, WINDOW)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     process = subprocess.Popen(
         step.words, stdout=terminal, stderr=terminal, cwd=folder, env=environment
     )
     os.close(terminal)
+    peaks = [0]
+
+    def tick() -> None:
+        # Not by getrusage, which counts what this process held when it was copied, too.
+        peaks.append(_peak_bytes(process.pid))
+        if step.kill_at and step.kill_at.exists():
+            process.kill()
+
     with log.open("wb", buffering=0) as file:
-        silence = _copy_output(controller, file.write, lambda: _kill_if_due(process.pid, step))
-    _, status, usage = os.wait4(process.pid, 0)
+        silence = _copy_output(controller, file.write, tick)
     secs, text = time.monotonic() - start, _CONTROL.sub("", log.read_text(errors="replace"))
-    code = os.waitstatus_to_exitcode(status)
+    code = process.wait()
     if code != (-signal.SIGKILL if step.kill_at else 0):
         sys.exit(f"{step.name}: exit code {code}, see {log}\n{text[-3000:]}")
     compiled = re.findall(r"compiled the step .* in ([\d.]+) s", text)
@@ -72,7 +81,7 @@ def run_step(step: Step, log_dir: Path, folder: Path, **environment: str) -> dic
         "secs": secs,
         "compile_secs": sum(map(float, compiled)) if compiled else None,
         "silence_secs": silence,
-        "peak_gib": usage.ru_maxrss * 1024 / 2**30,
+        "peak_gib": max(peaks) / 2**30,
         "disk_mb": size(step.made) / 1e6 if step.made else None,
     }
 
@@ -102,9 +111,13 @@ def _copy_output(
         write(content)
 
 
-def _kill_if_due(pid: int, step: Step) -> None:
-    if step.kill_at and step.kill_at.exists():
-        os.kill(pid, signal.SIGKILL)  # not by Popen, which would take the process's usage away
+def _peak_bytes(pid: int) -> int:
+    """Read the most memory that a process has held so far; 0 once it has ended (Linux)."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) * 1024 if found else 0
+    return 0
 
 
 def size(path: Path) -> int:

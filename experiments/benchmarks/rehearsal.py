@@ -34,7 +34,7 @@ CC3M_FILES = {"training": "Train_GCC-training", "validation": "Validation_GCC-1.
 WORDS = 30522  # of BERT's vocabulary
 TINY = """
     --data.batch-size 4 --data.eval-batch-size 4 --data.num-workers 0 --model.dtype float32
-    --train.log-every-steps 1 --train.save-every-steps 2 --train.epochs 0
+    --train.log-every-steps 1 --train.save-every-steps 2
     --train.eval-every-epochs 0 --evaluation.pictures 0
 """.split()
 

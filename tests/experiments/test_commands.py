@@ -18,7 +18,7 @@ def test_seconds_silence_and_disk_are_of_the_command(tmp_path):
     assert row["compile_secs"] == 2.5 and row["disk_mb"] == 3
     assert 0.6 <= row["silence_secs"] <= row["secs"]
     assert (tmp_path / "logs" / "a_command.txt").read_text().startswith("first")
-    assert 0.001 < row["peak_gib"] < 1
+    assert 0.001 < row["peak_gib"] < 0.1  # of a bare Python, however large this process is
 
 
 def test_bars_are_drawn(tmp_path):
