@@ -18,9 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 import transformers
 import tyro
 from PIL import Image
+from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from data_pipelines.media.video_writer import encode_video
 from experiments.benchmarks.commands import Step, format_table, run_step
@@ -81,7 +83,13 @@ def steps(workdir: Path, train_steps: int) -> Iterator[Step]:
 
 def make_weights(folder: Path) -> None:
     """Write MAE's and BERT's bases with random values, and a vocabulary."""
-    transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig()).save_pretrained(folder / "mae")
+    mae = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig())
+    # Some releases of transformers leave MAE's fixed positions at zero.
+    side, state = mae.config.image_size // mae.config.patch_size, mae.state_dict()
+    for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+        table = get_2d_sincos_pos_embed(state[name].shape[-1], side, add_cls_token=True)
+        state[name].copy_(torch.from_numpy(table))
+    mae.save_pretrained(folder / "mae")
     transformers.BertForMaskedLM(transformers.BertConfig()).save_pretrained(folder / "bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     known = [*special, *COLORS, *ANIMALS, "a", "runs", "what", "is", "it", "?"]
