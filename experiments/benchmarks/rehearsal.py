@@ -22,11 +22,11 @@ import torch
 import transformers
 import tyro
 from PIL import Image
-from transformers.models.vit_mae.modeling_vit_mae import get_2d_sincos_pos_embed
 
 from data_pipelines.media.video_writer import encode_video
 from experiments.benchmarks.commands import Step, format_table, run_step
 from experiments.benchmarks.report import print_report, write_report
+from vlmae.models.embeddings import sincos_positions
 from vlmae.runs.atomic_files import write_json
 
 CLIPS, IMAGES, TEST_CLIPS = 16, 16, 8
@@ -87,8 +87,7 @@ def make_weights(folder: Path) -> None:
     # Some releases of transformers leave MAE's fixed positions at zero.
     side, state = mae.config.image_size // mae.config.patch_size, mae.state_dict()
     for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
-        table = get_2d_sincos_pos_embed(state[name].shape[-1], side, add_cls_token=True)
-        state[name].copy_(torch.from_numpy(table))
+        state[name][0, 1:] = torch.from_numpy(sincos_positions(side, side, state[name].shape[-1]))
     mae.save_pretrained(folder / "mae")
     transformers.BertForMaskedLM(transformers.BertConfig()).save_pretrained(folder / "bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
