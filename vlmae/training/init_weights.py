@@ -92,23 +92,35 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} parameters"]
         lines += [f"  resized: {entry}" for entry in self.resized]
-        used = {_part(entry) for entry in self.loaded}
-        for name in ("missing", "unused"):
-            for part, entries in itertools.groupby(sorted(getattr(self, name)), _part):
-                listed = list(entries)
-                if len(listed) > 1 and part not in used:  # a head, or a decoder: as a whole
-                    listed = [f"{part} ({len(listed)} parameters)"]
-                lines += [f"  {name}: {entry}" for entry in listed]
-        for part, entries in itertools.groupby(sorted(self.mismatched), _part):
+        others = (entry.split(":")[0] for entry in (*self.resized, *self.mismatched))
+        used = {part for name in (*self.loaded, *others) for part in _parts(name)}
+
+        def whole(name: str) -> str:
+            return next((part for part in _parts(name) if part not in used), name)
+
+        for kind in ("missing", "unused"):
+            for part, entries in itertools.groupby(sorted(getattr(self, kind)), whole):
+                count = len([*entries])
+                lines.append(f"  {kind}: {part}" + f" ({count} parameters)" * (count > 1))
+        for part, entries in itertools.groupby(
+            sorted(self.mismatched), lambda entry: entry.split("/")[0]
+        ):
             first, *others = entries
             more = f", and {len(others)} more of {part}" if others else ""
             lines.append(f"  left out, of another shape: {first}{more}")
         return "\n".join(lines)
 
 
-def _part(entry: str) -> str:
-    """Return the part of the model in a parameter's path, or a published name as it is."""
-    return entry if " of " in entry else entry.split("/")[0]
+def _parts(name: str) -> list[str]:
+    """List the parts of the model around a parameter, from the outermost to itself.
+
+    >>> _parts("fusion/block_0/norm")
+    ['fusion', 'fusion/block_0', 'fusion/block_0/norm']
+    """
+    if " of " in name:  # a published name, of a path
+        return [name]
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 def merge_params(params: PyTree, source: PyTree) -> tuple[PyTree, LoadReport]:
