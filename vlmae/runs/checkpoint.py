@@ -94,8 +94,14 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: PyTree) -> None:
-        """Start saving; returns as soon as the step may donate the state's buffers again."""
+        """Start saving; returns as soon as the step may donate the state's buffers again.
+
+        On a CPU that is at the end: a step that runs meanwhile cannot reuse the state's memory, and
+        has no processors of its own.
+        """
         self.manager.save(step, args=ocp.args.Composite(state=ChecksummedSave(state)))
+        if jax.default_backend() == "cpu":
+            self.manager.wait_until_finished()
 
     def restore_newest(self, abstract_state: PyTree, wanted: int | None = None) -> PyTree | None:
         """Restore the newest checkpoint that is whole; None if there is none at all.

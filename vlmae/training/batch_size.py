@@ -204,9 +204,12 @@ def try_batch(
             # While a step runs, the next batches are on the devices already.
             next_bytes = AHEAD * bytes_per_device(batch, mesh)
             # Known without running, so a size that cannot fit costs a compilation and no crash.
-            needed_bytes = program_bytes(compiled) + next_bytes
-            if not target and jax.default_backend() == "cpu":  # a save copies the state there
-                needed_bytes += shard_bytes(state, state_shardings(state, mesh))
+            needed_bytes = program_bytes(compiled)
+            if not target and jax.default_backend() == "cpu":
+                # Between two steps: a save needs as much again as the state.
+                saving_bytes = 2 * shard_bytes(state, state_shardings(state, mesh))
+                needed_bytes = max(needed_bytes, saving_bytes)
+            needed_bytes += next_bytes
             if needed_bytes > limit_bytes:
                 return Trial(size, needed_bytes, fits=False)
             # The compiler does not know what else is on the device, or how fragmented it is: only a
