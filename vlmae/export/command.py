@@ -8,6 +8,7 @@ from typing import Literal
 
 from vlmae.export.formats import COMPONENTS, FORMATS, export_run
 from vlmae.runs.load import load_run, title_of
+from vlmae.runs.waiting import waiting
 
 # Made from the tables, so that the command line offers whatever they hold.
 FormatName = Literal[tuple(FORMATS)]  # type: ignore[valid-type]
@@ -41,5 +42,6 @@ def export(
       UserError: `out_dir` is not empty, `component` does not go with `format`, no class of
         transformers computes the encoder, or a program does not give the model's outputs: says why.
     """
-    step = export_run(workdir, out_dir, format, component, checkpoint)
+    with waiting(f"exporting as {format}"):
+        step = export_run(workdir, out_dir, format, component, checkpoint)
     print(f"{title_of(load_run(workdir), step)}: written to {out_dir}")

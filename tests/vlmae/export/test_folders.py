@@ -28,6 +28,7 @@ from data_pipelines.media.sampling import segment_times
 from data_pipelines.media.transforms import eval_view
 from data_pipelines.schema.checks import UserError
 from data_pipelines.schema.checksum import SKIP, SUMS
+from data_pipelines.storage import waiting
 from data_pipelines.text.tokenize import load_tokenizer
 from vlmae.cli.run_experiment import with_source_tokenizer
 from vlmae.config.tree import override
@@ -92,6 +93,12 @@ def test_the_files(folder):
     assert not folder.with_name("export_format.part").exists()
     source = Path(modeling_vlmae.__file__).read_text()
     assert (folder / "modeling_vlmae.py").read_text() == source
+
+
+def test_a_long_export_gives_signs_of_life(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "EVERY_SECS", 0.001)
+    command.export(workdir, tmp_path / "again")
+    assert "exporting as torch: 0 s\n" in capsys.readouterr().out
 
 
 def test_the_way_back_is_equal_bit_for_bit(workdir, folder):
