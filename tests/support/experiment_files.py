@@ -52,6 +52,7 @@ def filled(config: ExperimentConfig) -> ExperimentConfig:
         config,
         {
             "model.text.vocab_size": config.model.text.vocab_size or 30522,
+            "data.text_len": config.data.text_len or config.model.text.max_len,
             "model.num_classes": NUM_CLASSES if classified else 0,
             "objectives.mcm_template_ids": (101, 2054, *(SLOT,) * slots, 102),
         },
