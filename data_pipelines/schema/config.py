@@ -82,7 +82,7 @@ class DataConfig(Checked):
     """Largest share of undecodable clips that training tolerates before it stops."""
 
     def check_together(self) -> None:
-        """Check that training sources have names, and that the task has options."""
+        """Check names of sources, room for texts, and that the task has options."""
         check(all(source.name for source in self.train), "--train needs a name for each source")
         check(self.text_len not in (1, 2), f"--text-len={self.text_len} is less than 3")
         check(

@@ -114,7 +114,7 @@ def try_tiny(config: ExperimentConfig, size: int, limit_bytes: int) -> finding.T
 
 
 def test_a_save_on_a_cpu_needs_the_state_twice(tiny_config, monkeypatch):
-    """Where the step itself needs less."""
+    """A save decides where the step itself needs less."""
     config = tiny_vtc(tiny_config)
     monkeypatch.setattr(finding, "program_bytes", lambda compiled: 0)
     on_cpu = try_tiny(config, 4, GIB).needed_bytes

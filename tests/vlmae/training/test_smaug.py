@@ -285,7 +285,7 @@ def test_training_over_a_schedule_compiles_once_for_each_rate(tmp_path, capsys):
 
 def test_a_run_with_merged_tokens_is_evaluated_at_both_keep_rates(run_tiny):
     """`pruned_` stands for the rate of training; the other evaluates with all tokens."""
-    # Two blocks after the merging: the mean over merged tokens by their sizes is that over all.
+    # Two blocks after the merging, which tell: a mean by sizes of merged tokens is that of all.
     flags = ("--model.video.sparsify.keep-rate", "0.5", "--model.video.sparsify.stages", "0")
     flags += ("--model.video.depth", "3")
     flags += ("--model.video.sparsify.rest", "merge", "--model.video.mask.ratio", "0")
