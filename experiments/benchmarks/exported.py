@@ -136,13 +136,19 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
     return markdown_table([["", "values", "largest difference", "equal"], *cells])
 
 
-def main(workdir: Path, export: Path, python: Path = Path(sys.executable)) -> None:
-    """Compare an export with its run on the evaluation split.
+def main(
+    workdir: Path,
+    export: Path,
+    python: Path = Path(sys.executable),
+    out_dir: Path = Path("runs/benchmarks"),
+) -> None:
+    """Compare an export with its run on the evaluation split; write exported.md and exported.json.
 
     Args:
       workdir: the run.
       export: the folder that `vlmae export` wrote.
       python: an interpreter that has torch and safetensors.
+      out_dir: where the table goes.
     """
     config = override(load_run(workdir), {"data.tokenizer": str(tokenizer_of(workdir))})
     if (workdir / CLASSES_FILE).is_file():
@@ -153,7 +159,7 @@ def main(workdir: Path, export: Path, python: Path = Path(sys.executable)) -> No
     theirs = run_export(python, export, inputs, config.evaluation.answers_top_k)
     rows = compare(outputs_of(config, params, data, inputs), theirs, inputs)
     settings = {"workdir": str(workdir), "export": str(export), "python": str(python)}
-    write_report(Path("runs/benchmarks"), "exported", format_rows(rows), settings, rows=rows)
+    write_report(out_dir, "exported", format_rows(rows), settings, rows=rows)
     print_report(format_rows(rows), settings)
 
 

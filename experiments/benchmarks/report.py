@@ -16,6 +16,7 @@ COMPARED = (
     "av",
     "decord",
     "webdataset",
+    "open_clip_torch",
 )  # packages that ours is compared with
 
 

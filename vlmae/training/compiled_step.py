@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class CompiledStep:
     values: PyTree = None  # the same in all steps, see `vlmae.training.step.RunValues`
     notify: Callable[[str], None] = print
     programs: dict[tuple, tuple[Callable, dict[str, float]]] = field(default_factory=dict)
+    calls: Counter[tuple] = field(default_factory=Counter)  # of each program
 
     def is_compiled(self, batch: Batch) -> bool:
         """Return True if the program for this shape of batch exists."""
@@ -73,6 +75,11 @@ class CompiledStep:
         bytes that each of them gets by collectives in a step.
         """
         program, figures = self.programs[batch.video.shape]
+        # On a CPU a step's temporary arrays are one block. Once arrays of a batch lie in what the
+        # first step freed, the second needs another one: the first goes back to the kernel.
+        if self.calls[batch.video.shape] == 1:
+            return_freed_memory()
+        self.calls[batch.video.shape] += 1
         state, metrics = program(state, batch, self.values)
         return state, metrics | figures
 

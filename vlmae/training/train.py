@@ -321,7 +321,8 @@ def run_steps(
                 preempted = True
         if due.save or preempted:  # last: what a continued run does not do again is on record
             heart.enter("saving", step)
-            checkpoints.save(step, state)
+            with log.meter.paused(), waiting(f"saving step {step}", log.progress.print):
+                checkpoints.save(step, state)
             saved_at = time.monotonic()
         if preempted:
             log.progress.print(f"{notice}: saving step {step}; the same command goes on from it")
