@@ -46,8 +46,8 @@ from vlmae.weights.families import CLIP, CLIP_TEXT
 from vlmae.weights.tensors import Tensors, write_tensors
 
 Form = Literal["published", "fused", "compiled"]
-"""Of OpenCLIP: with AdamW as its training script makes it; with PyTorch's fused AdamW; with that and
-`torch.compile`."""
+"""Of OpenCLIP: with AdamW as its training script makes it; with PyTorch's fused AdamW; compiled by
+`torch.compile` too."""
 DEVICE = "cuda" if ON_GPU else "cpu"
 # (as Hugging Face's CLIP names a tensor, as OpenCLIP does)
 NAMES = (
@@ -129,7 +129,9 @@ def to_open_clip(params: PyTree, model: ModelConfig) -> Tensors:
     """
     state: Tensors = {}
     for family, prefix in ((CLIP, "visual."), (CLIP_TEXT, "")):
-        tensors = write_tensors(params, family, model)
+        other = "text" if family is CLIP else "video"  # whose blocks have the same names
+        part = {name: x for name, x in params.items() if not name.startswith(other)}
+        tensors = write_tensors(part, family, model)
         for name in [name for name in tensors if "q_proj" in name]:
             parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
             tensors[name.replace("self_attn.q_proj.", "attn.in_proj_")] = np.concatenate(parts)
