@@ -18,6 +18,14 @@ def in_batches(run, count: int) -> torch.Tensor:
     return torch.cat([run(slice(i, i + BATCH)) for i in range(0, count, BATCH)])
 
 
+def repeat(features, count: int):
+    """Repeat the features of one clip."""
+    if isinstance(features, torch.Tensor):
+        return features.expand(count, *features.shape[1:])
+    parts = [repeat(part, count) for part in features]
+    return type(features)(*parts) if hasattr(features, "_fields") else tuple(parts)
+
+
 @torch.no_grad()
 def run(model, x: dict[str, torch.Tensor], top_k: int) -> dict[str, torch.Tensor]:
     """Compute every output that the inputs ask for and the checkpoint has parts for."""
@@ -35,10 +43,13 @@ def run(model, x: dict[str, torch.Tensor], top_k: int) -> dict[str, torch.Tensor
         )
         outputs["texts"] = in_batches(lambda rows: model.embed_text(text(rows)), count)
     if "matched" in x:
-        rows, clips = torch.arange(count).repeat_interleave(x["matched"].shape[1]), x["matched"]
-        outputs["matches"] = in_batches(
-            lambda i: model.match(video(clips.flatten()[i]), text(rows[i])), len(rows)
-        )
+        clips = x["matched"].flatten()
+        rows = torch.arange(count).repeat_interleave(x["matched"].shape[1])
+        outputs["matches"] = torch.zeros(len(clips))
+        for clip in range(len(x["video"])):  # encoded once, and matched with all of its texts
+            features, pairs = video([clip]), (clips == clip).nonzero()[:, 0]
+            for i in pairs.split(BATCH):
+                outputs["matches"][i] = model.match(repeat(features, len(i)), text(rows[i]))
     if hasattr(model, "classifier") or "answer_ids" in x:
         answers = (x["answer_ids"].long(), x["answer_mask"]) if "answer_ids" in x else None
         outputs["answers"] = in_batches(

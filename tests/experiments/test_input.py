@@ -77,7 +77,7 @@ def test_batches_made_ahead_are_not_timed(monkeypatch):
     monkeypatch.setattr(benchmark, "processor_secs", lambda: next(clock))
     taken = []
     batches = (taken.append(i) for i in range(9))
-    assert benchmark.time_batches(batches, skip=2, count=3) == 10
+    assert benchmark.time_batches(batches, skip=2, count=3).processor == 10
     assert taken == [0, 1, 2, 3, 4]
 
 
@@ -125,14 +125,18 @@ def test_no_pipeline_works_while_another_one_is_timed():
 
 
 def test_rates_and_ratios():
-    secs = {"decord": [4.0, 2.0, 8.0], "ours": [1.0, 1.0, 1.0]}
+    spent = benchmark.Spent
+    secs = {
+        "decord": [spent(4.0, 2.0), spent(2.0, 1.0), spent(8.0, 4.0)],
+        "ours": [spent(1.0, 0.5)] * 3,
+    }
     base, ours = benchmark.rows_of(secs, clips=16)
     assert base["clips_per_sec_and_core"] == 4 and base["ratio"] == 1
     assert ours["clips_per_sec_and_core"] == 16
     assert (ours["ratio"], ours["ratio_range"]) == (4.0, [2.0, 8.0])
     assert benchmark.format_table([base, ours]).splitlines()[2:] == [
-        "| decord | 4.0 | 1.00 (1.00-1.00) |",
-        "| ours | 16.0 | 4.00 (2.00-8.00) |",
+        "| decord | 4.0 | 1.00 (1.00-1.00) | 8.0 |",
+        "| ours | 16.0 | 4.00 (2.00-8.00) | 32.0 |",
     ]
 
 
