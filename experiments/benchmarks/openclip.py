@@ -129,9 +129,7 @@ def to_open_clip(params: PyTree, model: ModelConfig) -> Tensors:
     """
     state: Tensors = {}
     for family, prefix in ((CLIP, "visual."), (CLIP_TEXT, "")):
-        other = "text" if family is CLIP else "video"  # whose blocks have the same names
-        part = {name: x for name, x in params.items() if not name.startswith(other)}
-        tensors = write_tensors(part, family, model)
+        tensors = write_tensors(params, family, model)
         for name in [name for name in tensors if "q_proj" in name]:
             parts = [tensors.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
             tensors[name.replace("self_attn.q_proj.", "attn.in_proj_")] = np.concatenate(parts)

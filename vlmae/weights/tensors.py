@@ -88,7 +88,11 @@ def write_tensors(params: PyTree, family: Family, model: ModelConfig) -> Tensors
       UserError: a parameter that the family lacks is not zero, so it cannot be left out.
     """
     tensors: Tensors = {}
+    # Their blocks have the same names in {block} as those of this part.
+    others = ("text_", "fusion") if family.part == "video" else ("video_",)
     for path, x in flatten_dict(params, sep="/").items():
+        if path.startswith(others):
+            continue
         layered, i = to_block(path, model)
         # Absent parameters are read as zero, so they can be left out only if they are.
         if layered in family.absent:
