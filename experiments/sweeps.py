@@ -4,6 +4,13 @@ from collections.abc import Iterator
 
 Changes = dict[str, object]  # dotted field names -> values
 
+# What SMAUG saves by beside the mask, switched off.
+UNPRUNED: Changes = {
+    "model.video.sparsify.keep_rate": 1.0,
+    "model.selector.kind": "none",
+    "model.pixel_decoder.target_ratio": 0.0,
+}
+
 
 def sweep_video_ratio() -> Iterator[Changes]:
     """Vary the masking ratio of patches; 0 is dense, and leaves MVM nothing to reconstruct."""
@@ -37,8 +44,8 @@ def sweep_method() -> Iterator[Changes]:
     patches as targets of MVM.
     """
     masked = {"model.video.mask.ratio": 0.65}
-    yield {"model.video.mask.ratio": 0.0, "objectives.mvm": 0.0}
-    yield masked
+    yield UNPRUNED | {"model.video.mask.ratio": 0.0, "objectives.mvm": 0.0}
+    yield UNPRUNED | masked
     yield masked | {
         "model.video.sparsify.keep_rate": 0.7,
         "model.selector.kind": "mlp",

@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments import quickstart
 from experiments.offline import claims
-from experiments.sweeps import SWEEPS
+from experiments.sweeps import SWEEPS, UNPRUNED
 from vlmae.cli.experiment import main
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
@@ -38,7 +38,7 @@ from vlmae.runs.tables import markdown_table
 from vlmae.training.operations import flops_per_clip
 
 VOCAB_SIZE = 64  # about that of the shapes' tokenizer, for counting operations
-BASE = {
+BASE = UNPRUNED | {
     "data.train.0.name": "shapes_3",
     "data.text_len": 56,
     "model.text.max_len": 64,
@@ -48,7 +48,6 @@ BASE = {
     "model.fusion.sampler.video_latents": 16,
     "model.fusion.sampler.text_latents": 8,
     "objectives.mvm": 0.0,
-    "objectives.vtm_hardness": 0.0,  # hard negatives teach nothing in runs of this length
     "objectives.mcm": 1.0,
     "objectives.mcm_kind": "score",  # a list of four such captions would be cut
     "objectives.mcm_len": 64,

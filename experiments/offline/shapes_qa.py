@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from experiments import quickstart
 from experiments.recipes import QUESTIONS
-from experiments.sweeps import Changes, sweep_seed
+from experiments.sweeps import UNPRUNED, Changes, sweep_seed
 from vlmae.cli.experiment import main
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
@@ -35,6 +35,7 @@ def get_config() -> ExperimentConfig:
         {
             "name": "shapes_qa",
             **QUESTIONS,
+            **UNPRUNED,
             "model.video.mask.ratio": 0.0,
             "model.video.layout.tubelet": 4,
             "model.video.time_frames": 0,
