@@ -51,6 +51,7 @@ BASE = UNPRUNED | {
     "objectives.mcm": 1.0,
     "objectives.mcm_kind": "score",  # a list of four such captions would be cut
     "objectives.mcm_len": 64,
+    "optim.warmup_steps": 60,
     "evaluation.choices": 4,
     "evaluation.pictures": 0,
     "train.save_every_steps": 10_000,
