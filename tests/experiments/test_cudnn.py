@@ -11,6 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from experiments import quickstart
 from experiments.benchmarks.sides import VARIANTS, variant_config
+from experiments.sweeps import UNPRUNED
 from vlmae.config.experiment import ExperimentConfig
 from vlmae.config.tree import override
 from vlmae.models import video_language
@@ -50,7 +51,7 @@ def test_so_does_the_benchmark(name, as_on_a_gpu):
 
 def test_every_attention_of_a_step_is_fused(as_on_a_gpu):
     """By how many queries and keys it has; an odd number gets one more."""
-    config = override(filled(quickstart.get_config()), FUSED)
+    config = override(filled(quickstart.get_config()), UNPRUNED | FUSED)
     step, state = step_of(config)
     lowered = step.trace(state, abstract_batch(config)).lower(lowering_platforms=("cuda",))
     seen, words, patches = 1 + 27, 16, 36  # a quarter of 36 patches is masked

@@ -88,7 +88,8 @@ class ShallowAdapters(nn.Module):
         Args:
           block: number of the block, from 0.
           x: output of the block.
-          branch: the side branch so far; None before the first block.
+          branch: the side branch so far; None before the first block and after the last frozen one,
+            whose tokens later blocks may prune.
           lengths: valid tokens of each row; None: all are.
         """
         if block >= self.config.frozen_blocks:
@@ -98,6 +99,7 @@ class ShallowAdapters(nn.Module):
             return Adapter(self.config, self.compute, name=f"block_{block}")(x, lengths)
 
         x, branch = ADAPTERS[self.config.kind](x, branch, adapter)
-        is_last = block == self.config.frozen_blocks - 1
+        if block < self.config.frozen_blocks - 1 or branch is None:
+            return x, branch
         # Once, at the end: until there the frozen blocks see only frozen features.
-        return (x + branch if is_last and branch is not None else x), branch
+        return x + branch, None

@@ -14,6 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from data_pipelines.schema.config import SourceConfig
 from data_pipelines.schema.records import Batch
 from experiments import quickstart
+from experiments.sweeps import UNPRUNED
 from vlmae.config.tree import override
 from vlmae.models import video_language
 from vlmae.models.attention import cudnn_attention
@@ -228,30 +229,30 @@ def adapted(kind: str) -> dict:
 # (experiment, changes, frames) -> forward, backward, recomputed FLOPs a clip by the formulas of
 # revision 7f76145, which counted for every part of the model; vocabulary 30,522 where none is given
 FORMULAS = {
-    "still": ("quickstart", {}, 1, (152898944, 304802560, 0)),
-    "clip": ("quickstart", {}, 4, (264585344, 525189376, 0)),
+    "still": ("quickstart", UNPRUNED, 1, (152898944, 304802560, 0)),
+    "clip": ("quickstart", UNPRUNED, 4, (264585344, 525189376, 0)),
     "selective": (
         "quickstart",
-        {"model.remat": "selective"},
+        UNPRUNED | {"model.remat": "selective"},
         4,
         (264585344, 525189376, 13272064),
     ),
     "parts": (
         "quickstart",
-        {"optim.accumulate_steps": 2},
+        UNPRUNED | {"optim.accumulate_steps": 2},
         4,
         (264585344, 525189376, 126111744),
     ),
     "chunks": (
         "quickstart",
-        {"model.video.frames_per_chunk": 2, **REMAT},
+        UNPRUNED | {"model.video.frames_per_chunk": 2, **REMAT},
         4,
         (264585344, 525189376, 205595648),
     ),
-    "inline adapters": ("quickstart", adapted("inline"), 4, (281911424, 395593984, 0)),
-    "side adapters": ("quickstart", adapted("side"), 4, (281911424, 395593984, 0)),
+    "inline adapters": ("quickstart", UNPRUNED | adapted("inline"), 4, (281911424, 395593984, 0)),
+    "side adapters": ("quickstart", UNPRUNED | adapted("side"), 4, (281911424, 395593984, 0)),
     # with a token of padding in the blocks of the pixel decoder, which the formulas had not
-    "cudnn": ("quickstart", FUSED, 4, (265120896, 526129408, 0)),
+    "cudnn": ("quickstart", UNPRUNED | FUSED, 4, (265120896, 526129408, 0)),
     # without the recipe's temporal layers and with longer texts, as counted then
     "smaug": (
         "smaug/pretrain_stage2",
@@ -286,7 +287,8 @@ REMAT_BY_PART = {  # quickstart with `REMAT`, from the same formulas
 
 
 def test_so_has_each_part():
-    config = override(quickstart.get_config(), {"model.text.vocab_size": 30522, **REMAT})
+    changes = {"model.text.vocab_size": 30522, **REMAT, **UNPRUNED}
+    config = override(quickstart.get_config(), changes)
     parts = count_flops(trace_gradients(config, num_frames=4))
     for name, expected in REMAT_BY_PART.items():
         assert tuple(flops / config.data.batch_size for flops in parts[name]) == expected
