@@ -13,7 +13,7 @@ UNPRUNED: Changes = {
 
 
 def sweep_video_ratio() -> Iterator[Changes]:
-    """Vary the masking ratio of patches; 0 is dense, and leaves MVM nothing to reconstruct."""
+    """Vary the masking ratio of patches; 0 removes none, and leaves MVM nothing to reconstruct."""
     yield {"model.video.mask.ratio": 0.0, "objectives.mvm": 0.0}
     for ratio in (0.25, 0.5, 0.65, 0.75, 0.9):
         yield {"model.video.mask.ratio": ratio}
