@@ -33,7 +33,7 @@ from vlmae.config.tree import override
 from vlmae.figures.cost_to_reach import RETRIEVAL, quality_of
 from vlmae.runs.atomic_files import write_whole
 from vlmae.runs.metric_registry import metric_of
-from vlmae.runs.summary import Run, find_runs
+from vlmae.runs.summary import COMPLETE, Run, find_runs
 from vlmae.runs.tables import markdown_table
 from vlmae.training.operations import flops_per_clip
 
@@ -118,12 +118,15 @@ def report(workdir: Path = Path("runs/multi_claims")) -> None:
       workdir: folder of the study.
     """
     found: dict[str, dict[int, Run]] = {name: {} for name in METHODS}
-    for run in find_runs(workdir):
-        if run.metrics:
+    runs = find_runs(workdir)
+    for run in runs:
+        if run.state == COMPLETE:
             found[run.title.removeprefix("multi_claims_")][run.fields["seed"]] = run
     table = markdown_table(compare(found))
     write_whole(workdir / "table.md", table + "\n")
     print(table)
+    if left_out := [run.name for run in runs if run.state != COMPLETE]:
+        print(f"\nleft out, not complete: {', '.join(left_out)}")
 
 
 def compare(found: Mapping[str, Mapping[int, Run]]) -> list[list[str]]:

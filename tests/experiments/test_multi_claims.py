@@ -1,12 +1,13 @@
 """MuLTI's study: equal operations, and differences paired by seed."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from experiments.offline import multi_claims
 from vlmae.runs.result import Cost
-from vlmae.runs.summary import COMPLETE, Run
+from vlmae.runs.summary import COMPLETE, UNFINISHED, Run
 
 
 def test_every_method_gets_the_operations_of_the_reference(monkeypatch, tmp_path):
@@ -52,3 +53,18 @@ def test_differences_are_those_of_one_seed():
     assert resampler[:5] == ["resampler", "2", "5", worse, worse]
     assert resampler[6].endswith("(-0.100 to +0.100), undecided")
     assert no_mcm[1] == "1" and no_mcm[6] == ""
+
+
+def test_runs_that_are_not_complete_are_named(monkeypatch, tmp_path, capsys):
+    """Such a run has metrics of training alone."""
+    done = dataclasses.replace(made_run(0, 1.0, 0.5), title="multi_claims_multi")
+    running = dataclasses.replace(
+        done, name="resampler/seed_0", title="multi_claims_resampler", state=UNFINISHED, metrics={}
+    )
+    running.metrics["loss/total"] = 2.0
+    monkeypatch.setattr(multi_claims, "find_runs", lambda _: [done, running])
+    multi_claims.report(tmp_path)
+    said = capsys.readouterr().out
+    assert "| multi | 1 |" in said and "| resampler |" not in said
+    assert said.endswith("\nleft out, not complete: resampler/seed_0\n")
+    assert (tmp_path / "table.md").read_text() in said
