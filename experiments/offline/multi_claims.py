@@ -15,7 +15,8 @@ Questions, fixed before the runs. Against MuLTI, is each of these worse in every
 Quality is told by what tells models apart: mean log rank and InfoNCE of retrieval by VTC, and the
 negative log-likelihood of the right one of four captions by the matching head and by MCM's.
 
-Result: see docs/results.md, "MuLTI's claims".
+Result: docs/results.md, "MuLTI's claims" (undecided for the first two in 270 steps; MCM does not
+pay in so few).
 """
 
 from collections.abc import Mapping, Sequence
