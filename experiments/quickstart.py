@@ -13,12 +13,7 @@ Result (2 CPU cores, jax 0.10.2, one seed, 5 minutes in all): text to video R@1 
 from data_pipelines.schema.config import DataConfig, SourceConfig
 from experiments.sweeps import SWEEPS
 from vlmae.cli.experiment import main
-from vlmae.config.experiment import (
-    ExperimentConfig,
-    ObjectivesConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from vlmae.config.experiment import ExperimentConfig, ObjectivesConfig, OptimConfig, TrainConfig
 from vlmae.config.model import (
     FrameSelectorConfig,
     FusionConfig,

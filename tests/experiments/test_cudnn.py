@@ -19,6 +19,8 @@ from vlmae.training.step import abstract_batch
 
 FUSED = {"model.attention": "cudnn", "model.dtype": "bfloat16"}
 FORWARD_AND_BACKWARD = {"fmhaSoftmax", "fmhaSoftmaxBackward"}
+# Merged tokens have a bias, which cuDNN does not take: only without them is all attention fused.
+PLAIN = override(filled(quickstart.get_config()), UNPRUNED)
 QUICK = ("quickstart", "smaug/pretrain_stage2", "multi/pretrain")
 
 
@@ -51,7 +53,7 @@ def test_so_does_the_benchmark(name, as_on_a_gpu):
 
 def test_every_attention_of_a_step_is_fused(as_on_a_gpu):
     """By how many queries and keys it has; an odd number gets one more."""
-    config = override(filled(quickstart.get_config()), UNPRUNED | FUSED)
+    config = override(PLAIN, FUSED)
     step, state = step_of(config)
     lowered = step.trace(state, abstract_batch(config)).lower(lowering_platforms=("cuda",))
     seen, words, patches = 1 + 27, 16, 36  # a quarter of 36 patches is masked
@@ -76,5 +78,4 @@ def test_every_attention_of_a_step_is_fused(as_on_a_gpu):
     ids=str,
 )
 def test_so_does_what_changes_how_gradients_are_computed(changes, as_on_a_gpu):
-    config = override(filled(quickstart.get_config()), changes)
-    assert fused_calls(config) == FORWARD_AND_BACKWARD
+    assert fused_calls(override(PLAIN, changes)) == FORWARD_AND_BACKWARD

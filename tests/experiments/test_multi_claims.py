@@ -59,9 +59,12 @@ def test_runs_that_are_not_complete_are_named(monkeypatch, tmp_path, capsys):
     """Such a run has metrics of training alone."""
     done = dataclasses.replace(made_run(0, 1.0, 0.5), title="multi_claims_multi")
     running = dataclasses.replace(
-        done, name="resampler/seed_0", title="multi_claims_resampler", state=UNFINISHED, metrics={}
+        done,
+        name="resampler/seed_0",
+        title="multi_claims_resampler",
+        state=UNFINISHED,
+        metrics={"loss/total": 2.0},
     )
-    running.metrics["loss/total"] = 2.0
     monkeypatch.setattr(multi_claims, "find_runs", lambda _: [done, running])
     multi_claims.report(tmp_path)
     said = capsys.readouterr().out

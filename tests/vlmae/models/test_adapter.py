@@ -75,14 +75,25 @@ def test_an_adapter_against_numpy():
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["side", "inline"])
-def test_adapters_are_the_identity_at_the_start(kind):
-    plain = randomize(init_params(build_model(DEEP), BATCH))
-    config = adapted(kind)
+# Two blocks are frozen; the side branch has joined when the third prunes.
+PRUNED_LATER = {
+    "model.video.sparsify.stages": (2,),
+    "model.video.sparsify.keep_rate": 0.5,
+    "model.video.sparsify.eval_keep_rate": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("side", {}), ("inline", {}), ("side", PRUNED_LATER)], ids=str
+)
+def test_adapters_are_the_identity_at_the_start(kind, changes):
+    without = override(DEEP, changes)
+    plain = randomize(init_params(build_model(without), BATCH))
+    config = adapted(kind, **changes)
     params, report = merge_params(init_params(build_model(config), BATCH), plain)
     assert report.missing and all("/adapters/" in name for name in report.missing)
     assert not report.unused + report.mismatched
-    expected = features(DEEP, plain)
+    expected = features(without, plain)
     for x, y in zip(features(config, params), expected, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
     moved = jax.tree_util.tree_map_with_path(
